@@ -1,0 +1,35 @@
+"""lit-insert: train and run models that put things into pictures, with PyTorch Lightning.
+
+Public names load on first use, so importing the package costs nothing and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "EmbeddingOptimizer": "lit_insert.embedding_optimizer.network",
+    "EmbeddingOptimizerModule": "lit_insert.embedding_optimizer.module",
+    "InsertPipeline": "lit_insert.embedding_optimizer.pipeline",
+    "PipeTripletDataModule": "lit_insert.data.pipe",
+    "ScenesDataModule": "lit_insert.data.scenes",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from lit_insert.data.pipe import PipeTripletDataModule
+    from lit_insert.data.scenes import ScenesDataModule
+    from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule
+    from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
+    from lit_insert.embedding_optimizer.pipeline import InsertPipeline
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'lit_insert' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
