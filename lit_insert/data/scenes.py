@@ -1,0 +1,99 @@
+"""Scenes as a dataset: insertion triplets with exact ground truth, made while they are read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPImageProcessor
+
+from lit_insert.data import world
+
+
+def clip_processor(size: int) -> CLIPImageProcessor:
+    """The CLIP preprocessing (resize, centre crop, rescale, normalise) for square inputs of ``size`` pixels."""
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+class SceneDataset(Dataset[dict[str, Any]]):
+    """Insertion triplets drawn from the procedural world.
+
+    A sample holds ``source``, ``target`` (3,H,W) in [-1,1], quantised to 8 bits as a file would be; ``object``
+    (3,S,S), CLIP-normalised; ``mask`` (1,H,W) of the inserted object and ``others`` (1,H,W) of the things already
+    there, both in {0,1}; ``instruction``; ``label`` (3,) = (shape, colour, texture); ``id``.
+
+    Args:
+        split: "train", "val" or "test": disjoint in scene numbers and in the kinds of thing inserted.
+        length: Number of samples.
+        size: Side of the scenes in pixels, 32 to 128.
+        object_size: Side of the reference picture in pixels.
+        seed: World seed.
+        held_out: Fraction of (shape, colour, texture) triples kept from training.
+        reference_rotation: Largest rotation of the reference against the scene, radians.
+
+    Raises:
+        ValueError: If ``size`` is outside 32..128.
+    """
+
+    _FIRST = {"train": 0, "val": 1 << 40, "test": 1 << 41}
+
+    def __init__(
+        self,
+        split: str,
+        length: int,
+        *,
+        size: int = 32,
+        object_size: int = 32,
+        seed: int = 0,
+        held_out: float = 0.15,
+        reference_rotation: float = 0.0,
+    ) -> None:
+        if not 32 <= size <= 128:
+            raise ValueError(f"size is {size}; scenes are drawn from 32 to 128 pixels")
+        self.split, self.length, self.size, self.object_size = split, length, size, object_size
+        self.seed, self.reference_rotation = seed, reference_rotation
+        self.triples = world.combinations(split, held_out)
+        self.processor = clip_processor(object_size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Draw the samples with these numbers as one batch (leading dimension ``len(indices)``)."""
+        index = torch.as_tensor(indices, dtype=torch.int64) + self._FIRST[self.split]
+        scenes = world.lay_out(index, seed=self.seed, triples=self.triples)
+        rgb, coverage = world.draw_objects(scenes.objects, self.size)
+        backdrop = world.draw_places(world.draw_background(scenes.background, self.size), scenes)
+        rows = torch.arange(len(index))
+        present = scenes.state == world.OCCUPIED
+        before = present.clone()
+        before[rows, scenes.chosen] = False
+        reference = world.reference_of(
+            scenes, index, seed=self.seed, size=self.object_size, rotation=self.reference_rotation
+        )
+        label = scenes.objects.label[rows, scenes.chosen]
+        return {
+            "source": _quantise(world.compose(backdrop, rgb, coverage, before)),
+            "target": _quantise(world.compose(backdrop, rgb, coverage, present)),
+            "object": self.processor(
+                (reference * 255).round().to(torch.uint8), return_tensors="pt"
+            ).pixel_values,
+            "mask": (coverage[rows, scenes.chosen] >= 0.5).float(),
+            "others": (coverage * before[:, :, None, None, None]).amax(1).ge(0.5).float(),
+            "instruction": [f"add {world.describe(row)}" for row in label],
+            "label": label,
+            "id": [f"scene-{self.split}-{i}" for i in indices],
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        batch = self.batch(indices)
+        return [{key: value[i] for key, value in batch.items()} for i in range(len(indices))]
+
+
+def _quantise(image: Tensor) -> Tensor:
+    return (image * 255).round() / 127.5 - 1

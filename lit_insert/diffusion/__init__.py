@@ -1,0 +1,1 @@
+"""What several methods share about diffusion: noise, frozen parts, guidance, the feature cache."""

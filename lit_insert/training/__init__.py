@@ -1,0 +1,1 @@
+"""What every LightningModule here shares."""
