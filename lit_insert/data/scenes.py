@@ -97,3 +97,70 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
 def _quantise(image: Tensor) -> Tensor:
     return (image * 255).round() / 127.5 - 1
+
+
+class ScenesDataModule(pl.LightningDataModule):
+    """The offline default: endless insertion triplets with ground truth, no files needed.
+
+    Args:
+        batch_size: Samples per step and rank.
+        num_workers: Loader processes; drawing costs under a millisecond a sample, so 0 is fine.
+        size: Side of the scenes in pixels, 32 to 128.
+        object_size: Side of the reference picture in pixels.
+        train_length: Samples in a training epoch.
+        val_length: Samples for validation.
+        test_length: Samples for test and predict.
+        seed: World seed; also the seed of the order.
+        held_out: Fraction of (shape, colour, texture) triples never inserted in training.
+        reference_rotation: Largest rotation of the reference against the scene, radians.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        size: int = 32,
+        object_size: int = 32,
+        train_length: int = 100_000,
+        val_length: int = 256,
+        test_length: int = 512,
+        seed: int = 0,
+        held_out: float = 0.15,
+        reference_rotation: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
+        self.options: dict[str, Any] = {
+            "size": size,
+            "object_size": object_size,
+            "seed": seed,
+            "held_out": held_out,
+            "reference_rotation": reference_rotation,
+        }
+
+    def dataset(self, split: str) -> SceneDataset:
+        """The scenes of one split."""
+        return SceneDataset(split, self.lengths[split], **self.options)
+
+    def _loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            self.dataset(split), self.batch_size, shuffle=split == "train", num_workers=self.num_workers
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Training triplets."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Held-out triplets for choosing."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Held-out triplets for the final figure."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The test triplets, for writing pictures."""
+        return self._loader("test")
