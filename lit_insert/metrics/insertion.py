@@ -1,6 +1,7 @@
 """Was the right thing inserted? Ground-truth checks for scenes of the procedural world."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +10,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
+
+from lit_insert.metrics.preservation import BackgroundPreservation
 
 CROP = 24
 
@@ -102,3 +106,69 @@ class InsertionJudge(ModelMixin, ConfigMixin):
         labels = torch.stack([head.argmax(-1) for head in logits], dim=1)
         labels[~change.found] = -1
         return labels, change
+
+
+class InsertionScore(Metric):
+    """Fractions of insertions that came out right, by the judge.
+
+    ``compute`` returns "shape", "color", "texture" and "all" (right label at the changed place), "found" (something
+    was inserted), "single" (one thing, not several), "clear" (no existing thing covered by a tenth or more),
+    and "background_psnr"/"background_psnr_pooled" outside the place of the insertion, in dB.
+
+    Args:
+        judge: A trained judge.
+        **kwargs: Passed to :class:`torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    right: Tensor
+    count: Tensor
+
+    NAMES = ("shape", "color", "texture", "all", "found", "single", "clear")
+
+    def __init__(self, judge: InsertionJudge, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.judge = judge.eval()
+        self.background = BackgroundPreservation()
+        self.add_state("right", default=torch.zeros(len(self.NAMES)), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, source: Tensor, result: Tensor, label: Tensor, others: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            source: Scenes before, (N,3,H,W) in [-1,1].
+            result: Scenes after, (N,3,H,W) in [-1,1].
+            label: What should have been inserted, (N,3).
+            others: Things already there, (N,1,H,W) in {0,1}.
+        """
+        labels, change = self.judge.judge(source, result)
+        right = labels == label
+        covered = (change.mask & others.bool()).sum((1, 2, 3)) / others.sum((1, 2, 3)).clamp(min=1)
+        flags = [*right.unbind(1), right.all(1), change.found, change.blobs == 1, covered < 0.1]
+        self.right += torch.stack([flag.float().sum() for flag in flags])
+        self.count += len(label)
+        self.background.update(source, result, around(change, source.shape[-1]))
+
+    def compute(self) -> dict[str, float]:
+        """All figures; fractions in [0,1]."""
+        fractions = dict(zip(self.NAMES, (self.right / self.count).tolist(), strict=True))
+        background = self.background.compute()
+        return fractions | {
+            "background_psnr": float(background["psnr"]),
+            "background_psnr_pooled": float(background["psnr_pooled"]),
+        }
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.background.reset()
+
+
+def around(change: Change, size: int, radius: float = 0.26) -> Tensor:
+    """Square (N,1,size,size) bool around each found change, ``radius`` in image sides; empty where none was found."""
+    axis = torch.arange(size) + 0.5
+    center = change.center.cpu()
+    near_x = (axis - center[:, 0, None]).abs() <= radius * size
+    near_y = (axis - center[:, 1, None]).abs() <= radius * size
+    return (near_y[:, :, None] & near_x[:, None, :] & change.found[:, None, None])[:, None]
