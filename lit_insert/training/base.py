@@ -1,18 +1,35 @@
 """The LightningModule that every method builds on."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from lit_insert import __version__
 from lit_insert.diffusion.noise import step_generator
+from lit_insert.errors import InputError
+from lit_insert.training import parameters
+from lit_insert.training.parameters import frozen as frozen
+from lit_insert.training.watch import LossWatch
+
+HEADER = "lit_insert"  # key of what a checkpoint says about itself
+_OMITTED = object()
 
 
 class BaseModule(pl.LightningModule):
     """Optimiser wiring, seeded noise, logging and slim checkpoints; subclasses say what the loss is.
+
+    * Every random number of a step comes from (``noise_seed``, rank, number of the batch): the generator handed
+      to `compute_loss`, and torch's global one, reseeded with it. So an interrupted run continues exactly.
+    * A checkpoint holds what trains. Weights that it lacks must be frozen ones, or loading it is an error.
+    * A loss or gradient that is not finite stops the run before the weights change, naming the samples.
 
     Args:
         optimizer: Makes the optimiser from parameter groups.
@@ -30,42 +47,169 @@ class BaseModule(pl.LightningModule):
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.noise_seed = noise_seed
-        self.strict_loading = False
+        self.strict_loading = False  # Lightning's check knows no frozen weights; on_load_checkpoint's does
+        self._watch = LossWatch()
+
+    # What a subclass gives
 
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Return ``{"loss": scalar, …parts}`` for one batch, in float32."""
         raise NotImplementedError  # abstract: every method has its own objective
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Optimiser groups; by default one group of everything that requires a gradient."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        """Optimiser groups; by default all that requires a gradient, biases and norms without weight decay.
+
+        A group may set ``lr_scale``, its learning rate in multiples of the optimiser's; see `named_groups`.
+        """
+        return parameters.named_groups(self)
+
+    def export(self, folder: str | Path) -> None:
+        """Write what was trained as a folder that a pipeline loads."""
+        raise NotImplementedError  # abstract: a method without export simply has no exported folder
+
+    def sample_grid(self, batch: Mapping[str, Any], generator: torch.Generator) -> list[list[Any]]:
+        """Rows of pictures (PIL or (3,H,W) tensors in [-1,1]) to look at while training."""
+        raise NotImplementedError  # abstract: a method without pictures has no grid
+
+    # Training
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One optimisation step's loss."""
-        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        generator = step_generator(self.noise_seed, self.global_rank, batches, self.device)
-        losses = self.compute_loss(batch, generator)
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
+        """One batch's loss."""
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        losses = self.compute_loss(batch, self._generator(number))
+        self._watch.note(losses["loss"], batch)
+        self.log_dict(
+            {f"train/{k}": v.detach() for k, v in losses.items()},
+            prog_bar=True,
+            batch_size=batch_length(batch),
+        )
         return losses["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The same loss on held-out batches, with the same noise every time."""
-        generator = step_generator(self.noise_seed, self.global_rank, -1 - batch_idx, self.device)
-        losses = self.compute_loss(batch, generator)
-        size = len(next(v for v in batch.values() if isinstance(v, Tensor)))
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The same loss on test batches."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, name: str) -> None:
+        losses = self.compute_loss(batch, self._generator(-1 - batch_idx))
         self.log_dict(
-            {f"val/{k}": v for k, v in losses.items()}, batch_size=size, sync_dist=True, prog_bar=True
+            {f"{name}/{k}": v for k, v in losses.items()},
+            batch_size=batch_length(batch),
+            sync_dist=True,
+            prog_bar=True,
         )
 
+    def _generator(self, number: int) -> torch.Generator:
+        # Layers such as nn.Dropout know only torch's global generator, so that follows the step too.
+        seeds = step_generator(self.noise_seed, self.global_rank, number)
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=seeds)))
+        return step_generator(self.noise_seed, self.global_rank, number, self.device)
+
+    def train(self, mode: bool = True) -> "BaseModule":
+        """Switch to training mode, except for what `frozen` marked."""
+        super().train(mode)
+        for module in self.modules():
+            if getattr(module, "is_frozen", False):
+                module.eval()
+        return self
+
     def configure_optimizers(self) -> Any:
-        """Build the optimiser and, if given, a scheduler stepped every optimiser step."""
-        optimizer = self.optimizer_factory(self.parameter_groups())
+        """Build the optimiser and, if given, a scheduler stepped every optimiser step.
+
+        Raises:
+            InputError: If nothing trains.
+        """
+        groups = [dict(group) for group in self.parameter_groups()]
+        if not any(len(list(group["params"])) for group in groups):
+            raise InputError("nothing to train: no parameter of the model requires a gradient")
+        optimizer = self.optimizer_factory(groups)
+        parameters.scale_rates(optimizer)
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        parameters.scale_peaks(optimizer, scheduler)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if hasattr(scheduler, "monitor"):
+            config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def setup(self, stage: str) -> None:
+        """Bring what trains to float32 if it came in half and the run is not wholly in half."""
+        if not str(self.trainer.precision).endswith("-true"):
+            for p in parameters.trainable(self).values():
+                if p.dtype in (torch.bfloat16, torch.float16):
+                    p.data = p.data.float()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log gradient norm and learning rates, and stop on a gradient that is not finite."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self._watch.check(norm, self.trainer)
+        self.log("train/grad_norm", norm)
+        rates = {str(g.get("name", i)): g["lr"] for i, g in enumerate(optimizer.param_groups)}
+        rates = {k: v for k, v in rates.items() if not k.endswith("/no_decay") or k[:-9] not in rates}
+        self.log_dict({f"lr/{k}" if len(rates) > 1 else "lr": float(v) for k, v in rates.items()})
+
+    # Checkpoints
+
+    @property
+    def base_model(self) -> str | None:
+        """Id or folder of the published model that this one builds on, if any."""
+        base = self.hparams.get("base")
+        return str(base) if base is not None else None
+
+    def config_hash(self) -> str:
+        """Digest of the hyper-parameters, to tell checkpoints of another configuration."""
+        text = json.dumps(_primitive(dict(self.hparams)), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out frozen weights; add what the checkpoint is of."""
+        self._watch.flush()
+        unneeded = parameters.frozen_keys(self)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in unneeded}
+        hparams = _primitive(dict(checkpoint.get("hyper_parameters", {})))
+        if hparams:
+            checkpoint["hyper_parameters"] = hparams
+        checkpoint[HEADER] = {
+            "version": __version__,
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "base_model": self.base_model,
+            "config_hash": self.config_hash(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a state that does not fit this model.
+
+        Raises:
+            InputError: If a weight that trains is missing, a weight is unknown, or a shape differs.
+        """
+        if self._trainer is None or not sharded(self.trainer.strategy):
+            parameters.check_state(checkpoint["state_dict"], self, "the checkpoint")
 
 
-def frozen(module: nn.Module) -> nn.Module:
-    """Put a network in eval mode and stop its gradients; returns it."""
-    return module.eval().requires_grad_(False)
+def sharded(strategy: Any) -> bool:
+    """Whether each rank holds only a part of every weight, so that names and shapes here are not the model's."""
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
+
+
+def batch_length(batch: Any) -> int:
+    """Number of samples of a batch: the length of its first tensor or list."""
+    if isinstance(batch, Mapping):
+        batch = next((v for v in batch.values() if isinstance(v, Tensor | list)), ())
+    return len(batch) if not isinstance(batch, tuple) else len(batch[0]) if batch else 0
+
+
+def _primitive(value: Any) -> Any:
+    """The part of a value that is plain data; anything else is left out."""
+    if isinstance(value, Mapping):
+        kept = {str(k): _primitive(v) for k, v in value.items()}
+        return {k: v for k, v in kept.items() if v is not _OMITTED}
+    if isinstance(value, list | tuple | set):
+        return [v for v in map(_primitive, value) if v is not _OMITTED]
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float | bool) else _OMITTED
