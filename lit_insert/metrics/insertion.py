@@ -89,9 +89,8 @@ class InsertionJudge(ModelMixin, ConfigMixin):
             layers += [nn.Conv2d(previous, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
             layers += [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU()]
             previous = width
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(128), nn.ReLU())
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(previous * (CROP // 2 ** len(widths)) ** 2, 128), nn.ReLU())
         self.heads = nn.ModuleList(nn.Linear(128, n) for n in classes)
-        self.trunk(torch.zeros(1, 3, CROP, CROP))
 
     def forward(self, crops: Tensor) -> list[Tensor]:
         """Logits for shape, colour and texture from crops (N,3,CROP,CROP) in [-1,1]."""
