@@ -75,7 +75,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise InputError(self.failure) from error
 
     def load_checkpoint(
-        self, path: Any, map_location: Callable | None = lambda storage, loc: storage, weights_only: Any = None
+        self,
+        path: Any,
+        map_location: Callable | None = lambda storage, loc: storage,
+        weights_only: Any = None,
     ) -> dict[str, Any]:
         """Load as plain data, whatever ``weights_only`` says."""
         return read_checkpoint(path, map_location=map_location)

@@ -55,8 +55,7 @@ class ToyModule(BaseModule):
             nn.Linear(width, 1),
         )
         for p in [*self.encoder.parameters(), *self.net.parameters()]:
-            if p.ndim > 1:
-                p.data = torch.randn(p.shape, generator=generator) * 0.5
+            p.data = torch.randn(p.shape, generator=generator) * 0.5
         self.drawn: list[float] = []
 
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -114,7 +113,12 @@ class ToyData(pl.LightningDataModule):
         self, length: int = 22, batch_size: int = 4, num_workers: int = 0, shuffle: bool = True
     ) -> None:
         super().__init__()
-        self.length, self.batch_size, self.num_workers, self.shuffle = length, batch_size, num_workers, shuffle
+        self.length, self.batch_size, self.num_workers, self.shuffle = (
+            length,
+            batch_size,
+            num_workers,
+            shuffle,
+        )
 
     def train_dataloader(self) -> Any:
         return resumable_loader(
