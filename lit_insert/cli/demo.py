@@ -16,7 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/embedding_optimizer/pocket.yaml"
 SETTINGS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 2.0, "image_guidance_scale": 1.0}
 COLUMNS = ("color", "shape", "texture", "found", "clear", "background_psnr")
-HEADER = ("", "colour right", "shape right", "texture right", "something inserted", "nothing covered", "background dB")
+HEADER = (
+    "",
+    "colour right",
+    "shape right",
+    "texture right",
+    "something inserted",
+    "nothing covered",
+    "background dB",
+)
 
 
 def run(title: str, *command: str) -> None:
@@ -94,7 +102,11 @@ def write_report(out: Path, count: int, seconds: float) -> Path:
         for name, pipeline in models.items():
             pipeline.set_progress_bar_config(disable=True)
             results[name] = evaluate_insertion(
-                pipeline, dataset, progress=lambda n: bar.advance(task, n), preserve_background=False, **SETTINGS
+                pipeline,
+                dataset,
+                progress=lambda n: bar.advance(task, n),
+                preserve_background=False,
+                **SETTINGS,
             )
     tuned = results["after fine-tuning"]
     labelled = [
@@ -163,7 +175,14 @@ def main(arguments: list[str] | None = None) -> int:
         write_pairs(out / "held_out", 8)
         run(
             "Insert references into held-out scenes",
-            *("infer.py", "insert", "--image", f"{name}/held_out/scenes", "--object", f"{name}/held_out/objects"),
+            *(
+                "infer.py",
+                "insert",
+                "--image",
+                f"{name}/held_out/scenes",
+                "--object",
+                f"{name}/held_out/objects",
+            ),
             *("--model", name, "--output", f"{name}/inserted"),
             *(part for key, value in SETTINGS.items() for part in (f"--{key}", str(value))),
         )

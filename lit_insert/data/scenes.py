@@ -1,15 +1,18 @@
 """Scenes as a dataset: insertion triplets with exact ground truth, made while they are read."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor
 
 from lit_insert.data import world
+from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader
+from lit_insert.errors import InputError
 
 
 def clip_processor(size: int) -> CLIPImageProcessor:
@@ -34,10 +37,10 @@ class SceneDataset(Dataset[dict[str, Any]]):
         reference_rotation: Largest rotation of the reference against the scene, radians.
 
     Raises:
-        ValueError: If ``size`` is outside 32..128.
+        InputError: If ``size`` is outside 32..128.
     """
 
-    _FIRST = {"train": 0, "val": 1 << 40, "test": 1 << 41}
+    _FIRST: ClassVar = {"train": 0, "val": 1 << 40, "test": 1 << 41}
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
         reference_rotation: float = 0.0,
     ) -> None:
         if not 32 <= size <= 128:
-            raise ValueError(f"size is {size}; scenes are drawn from 32 to 128 pixels")
+            raise InputError(f"size is {size}; scenes are drawn at 32 to 128 pixels")
         self.split, self.length, self.size, self.object_size = split, length, size, object_size
         self.seed, self.reference_rotation = seed, reference_rotation
         self.triples = world.combinations(split, held_out)
@@ -80,9 +83,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
         return {
             "source": _quantise(world.compose(backdrop, rgb, coverage, before)),
             "target": _quantise(world.compose(backdrop, rgb, coverage, present)),
-            "object": self.processor(
-                (reference * 255).round().to(torch.uint8), return_tensors="pt"
-            ).pixel_values,
+            "object": self.processor((reference * 255).round().to(torch.uint8), return_tensors="pt").pixel_values,
             "mask": (coverage[rows, scenes.chosen] >= 0.5).float(),
             "others": (coverage * before[:, :, None, None, None]).amax(1).ge(0.5).float(),
             "instruction": [f"add {world.describe(row)}" for row in label],
@@ -144,23 +145,29 @@ class ScenesDataModule(pl.LightningDataModule):
         """The scenes of one split."""
         return SceneDataset(split, self.lengths[split], **self.options)
 
-    def _loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
-            self.dataset(split), self.batch_size, shuffle=split == "train", num_workers=self.num_workers
+    def _loader(self, split: str) -> ResumableLoader[dict[str, Any]]:
+        training = split == "train"
+        return resumable_loader(
+            self.dataset(split),
+            self.batch_size,
+            self.num_workers,
+            self.seed,
+            shuffle=training,
+            processed=partial(processed_batches, self) if training else None,
         )
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Training triplets."""
+    def train_dataloader(self) -> ResumableLoader[dict[str, Any]]:
+        """Training triplets, in an order that resumes."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> ResumableLoader[dict[str, Any]]:
         """Held-out triplets for choosing."""
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> ResumableLoader[dict[str, Any]]:
         """Held-out triplets for the final figure."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> ResumableLoader[dict[str, Any]]:
         """The test triplets, for writing pictures."""
         return self._loader("test")

@@ -72,9 +72,7 @@ def combinations(split: str, held_out: float = 0.15, seed: int = 0) -> Tensor:
     Raises:
         ValueError: If the split is unknown.
     """
-    every = torch.cartesian_prod(
-        torch.arange(len(SHAPES)), torch.arange(len(COLORS)), torch.arange(len(TEXTURES))
-    )
+    every = torch.cartesian_prod(torch.arange(len(SHAPES)), torch.arange(len(COLORS)), torch.arange(len(TEXTURES)))
     order = uniforms(seed, torch.arange(len(every)), 1, stream=7)[:, 0].argsort()
     away = round(held_out * len(every))
     bounds = {"val": (0, away // 2), "test": (away // 2, away), "train": (away, len(every))}
@@ -261,9 +259,7 @@ def reference_of(scenes: Scenes, index: Tensor, *, seed: int, size: int, rotatio
     """
     rows = torch.arange(len(index))
     u = uniforms(seed, index, 8, stream=1)
-    chosen = Objects(
-        **{name: value[rows, scenes.chosen][:, None] for name, value in vars(scenes.objects).items()}
-    )
+    chosen = Objects(**{name: value[rows, scenes.chosen][:, None] for name, value in vars(scenes.objects).items()})
     chosen.x, chosen.y = 0.5 + (u[:, 0:1] - 0.5) * 0.06, 0.5 + (u[:, 1:2] - 0.5) * 0.06
     chosen.radius = 0.38 + 0.05 * u[:, 2:3]
     chosen.angle = chosen.angle + (u[:, 3:4] * 2 - 1) * rotation

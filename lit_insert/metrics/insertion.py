@@ -44,7 +44,7 @@ def find_change(source: Tensor, result: Tensor, threshold: float = 0.25, min_are
     mask = (result - source).abs().amax(1, keepdim=True) > threshold
     centers, found, blobs = [], [], []
     for sample in mask[:, 0].cpu().numpy().astype(np.uint8):
-        _, _, stats, middles = cv2.connectedComponentsWithStats(sample, connectivity=8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(sample, connectivity=8)
         areas = stats[1:, cv2.CC_STAT_AREA]
         if len(areas) and areas.max() >= min_area * height * width:
             best = int(areas.argmax())
@@ -89,7 +89,9 @@ class InsertionJudge(ModelMixin, ConfigMixin):
             layers += [nn.Conv2d(previous, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
             layers += [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU()]
             previous = width
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(previous * (CROP // 2 ** len(widths)) ** 2, 128), nn.ReLU())
+        self.trunk = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(previous * (CROP // 2 ** len(widths)) ** 2, 128), nn.ReLU()
+        )
         self.heads = nn.ModuleList(nn.Linear(128, n) for n in classes)
 
     def forward(self, crops: Tensor) -> list[Tensor]:

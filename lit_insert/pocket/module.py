@@ -10,7 +10,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lit_insert.metrics.insertion import InsertionJudge, crop_around, find_change
-
 from lit_insert.training.base import BaseModule
 
 
@@ -109,8 +108,7 @@ class JudgeModule(BaseModule):
             crops = crops.lerp(blurred, amount) + 0.08 * amount * torch.randn(crops.shape, generator=generator)
         logits = self.judge(crops)
         losses = [
-            torch.nn.functional.cross_entropy(head.float(), batch["label"][:, i])
-            for i, head in enumerate(logits)
+            torch.nn.functional.cross_entropy(head.float(), batch["label"][:, i]) for i, head in enumerate(logits)
         ]
         names = ("shape", "color", "texture")
         right = {
