@@ -1,0 +1,111 @@
+"""The parts of an insertion model, from wherever they are kept, each checked to be complete."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from lit_insert.artifacts.hub import pull_model
+from lit_insert.artifacts.resolve import INDEX, Source
+from lit_insert.artifacts.weights import load_component, load_onto, read_torch, trained_weights
+from lit_insert.diffusion.frozen import load_part, resolve_base
+from lit_insert.diffusion.unet import widen_conv_in
+from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
+from lit_insert.errors import InputError
+
+MODELS: dict[str, type] = {
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "embedding_optimizer": EmbeddingOptimizer,
+}
+
+
+def load_folder_parts(
+    source: Source, dtype: torch.dtype, given: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Folder of an exported model, fetched from the hub if need be, and its loaded models.
+
+    Args:
+        source: Of kind "folder" or "hub".
+        dtype: Of the weights.
+        given: Keyword arguments of ``from_pretrained``; components among them are not loaded.
+
+    Raises:
+        InputError: If a part is missing, truncated or incomplete.
+    """
+    folder = source.path
+    if source.kind == "hub":
+        options = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+        folder = pull_model(source.location, **{k: given[k] for k in options if k in given})
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / INDEX}: missing or broken ({error})") from error
+    if "embedding_optimizer" not in index and "embedding_optimizer" not in given:
+        raise InputError(
+            f"{source.name}: has no embedding_optimizer (the trained adapter); it is a base to train from, "
+            "not a model to insert with"
+        )
+    variant = given.get("variant")
+    return folder, {
+        name: load_component(cls, folder, name, dtype=dtype, variant=variant)
+        for name, cls in MODELS.items()
+        if name not in given
+    }
+
+
+def load_checkpoint_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Components of a training checkpoint: the base it names, with the trained weights on top.
+
+    The moving average is used where the checkpoint has one.
+
+    Raises:
+        InputError: If the checkpoint is unreadable, of another method, or does not fit its base.
+    """
+    checkpoint = read_torch(path)
+    weights = trained_weights(checkpoint, str(path))
+    hyper = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(hyper.get("base"), str) or not any(
+        k.startswith("embedding_optimizer.") for k in weights
+    ):
+        raise InputError(f"{path}: not a checkpoint of the embedding optimizer (no base or adapter in it)")
+    base = resolve_base(hyper["base"])
+    encoder, adapter = hyper.get("image_encoder"), hyper.get("adapter")
+    parts: dict[str, Any] = {
+        "vae": load_part(AutoencoderKL, base, "vae"),
+        "unet": widen_conv_in(load_part(UNet2DConditionModel, base, "unet")),
+        "scheduler": load_part(DDPMScheduler, base, "scheduler"),
+        "image_encoder": load_part(
+            CLIPVisionModelWithProjection,
+            resolve_base(encoder) if encoder else base,
+            None if encoder else "image_encoder",
+        ),
+    }
+    if adapter is None:
+        parts["embedding_optimizer"] = load_part(EmbeddingOptimizer, base, "embedding_optimizer")
+    else:
+        sizes = {
+            "input_dim": parts["image_encoder"].config.hidden_size,
+            "output_dim": parts["unet"].config["cross_attention_dim"],
+        }
+        parts["embedding_optimizer"] = EmbeddingOptimizer(**{**sizes, **adapter})
+    for name, part in parts.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+        need = {k for k, _ in part.named_parameters()} if name == "embedding_optimizer" else set()
+        load_onto(part, own, str(path), need=need)
+        part.to(dtype).eval().requires_grad_(False)
+    side = parts["image_encoder"].config.image_size
+    parts["feature_extractor"] = image_processor(side)
+    return parts
+
+
+def image_processor(side: int) -> CLIPImageProcessor:
+    """CLIP's preprocessing for an encoder that takes squares of ``side`` pixels."""
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
