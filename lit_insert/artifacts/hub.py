@@ -59,9 +59,7 @@ def pull_model(
             allow_patterns=list(_WANTED),
         )
     except errors.GatedRepoError as error:
-        raise InputError(
-            f"model {repo_id!r}: access must be requested on its hub page, then log in"
-        ) from error
+        raise InputError(f"model {repo_id!r}: access must be requested on its hub page, then log in") from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"model {repo_id!r}: the hub has no revision {revision!r} of it") from error
     except errors.RepositoryNotFoundError as error:
@@ -121,9 +119,7 @@ def _check_any(folder: Path, files: dict[str, int]) -> None:
         raise InputError(f"{folder}: nothing to upload")
     unsafe = [name for name in files if name.endswith(_UNSAFE)]
     if unsafe:
-        raise InputError(
-            f"{folder / unsafe[0]}: code and pickles are not uploaded; remove it or save safetensors"
-        )
+        raise InputError(f"{folder / unsafe[0]}: code and pickles are not uploaded; remove it or save safetensors")
 
 
 def _check_model(folder: Path, files: dict[str, int]) -> None:

@@ -57,9 +57,7 @@ def resolve_model(name: str | Path) -> Source:
     if path.suffix != ".ckpt" and _HUB_ID.fullmatch(text):
         return Source("hub", text, text)
     near = difflib.get_close_matches(text, ["pocket"], n=1)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else "give pocket, a run folder, an exported folder or a hub id"
-    )
+    hint = f"did you mean {near[0]!r}?" if near else "give pocket, a run folder, an exported folder or a hub id"
     kind = "file" if path.suffix == ".ckpt" else "folder"
     raise InputError(f"model {text!r}: no such {kind} here; {hint}")
 

@@ -68,9 +68,7 @@ def check_safetensors(path: str | Path) -> None:
             return
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: truncated or not safetensors ({reason}); copy or export it again"
-        ) from error
+        raise InputError(f"{path}: truncated or not safetensors ({reason}); copy or export it again") from error
 
 
 def load_component(
@@ -120,9 +118,7 @@ def load_component(
     return model.to(dtype or torch.float32).eval()
 
 
-def load_onto(
-    model: nn.Module, weights: dict[str, Tensor], origin: str, *, need: set[str] | None = None
-) -> None:
+def load_onto(model: nn.Module, weights: dict[str, Tensor], origin: str, *, need: set[str] | None = None) -> None:
     """Copy named tensors into a model, all of them or none.
 
     Args:

@@ -55,9 +55,7 @@ def plan_canvas(
     for name, side in (("height", height), ("width", width)):
         if side is not None and (side <= 0 or side % multiple):
             below = max(multiple, side // multiple * multiple)
-            raise InputError(
-                f"{name} {side} is not a multiple of {multiple}; use {below} or {below + multiple}"
-            )
+            raise InputError(f"{name} {side} is not a multiple of {multiple}; use {below} or {below + multiple}")
     w, h = photo
     if height is None and width is None:
         scale = min(resolution / math.sqrt(w * h), 2 * resolution / max(w, h))

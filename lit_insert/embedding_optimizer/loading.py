@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPVisionModelWithProjection
 
 from lit_insert.artifacts.hub import pull_model
 from lit_insert.artifacts.resolve import INDEX, Source
 from lit_insert.artifacts.weights import load_component, load_onto, read_torch, trained_weights
-from lit_insert.diffusion.frozen import load_part, resolve_base
-from lit_insert.diffusion.unet import widen_conv_in
+from lit_insert.diffusion.unet import has_lora, merge_lora
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
+from lit_insert.embedding_optimizer.parts import InsertParts, load_parts
 from lit_insert.errors import InputError
 
 MODELS: dict[str, type] = {
@@ -25,9 +25,7 @@ MODELS: dict[str, type] = {
 }
 
 
-def load_folder_parts(
-    source: Source, dtype: torch.dtype, given: Mapping[str, Any]
-) -> tuple[Path, dict[str, Any]]:
+def load_folder_parts(source: Source, dtype: torch.dtype, given: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Folder of an exported model, fetched from the hub if need be, and its loaded models.
 
     Args:
@@ -59,10 +57,10 @@ def load_folder_parts(
     }
 
 
-def load_checkpoint_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
+def load_checkpoint_parts(path: Path, dtype: torch.dtype) -> InsertParts:
     """Components of a training checkpoint: the base it names, with the trained weights on top.
 
-    The moving average is used where the checkpoint has one.
+    The moving average is used where the checkpoint has one, and LoRA updates are merged.
 
     Raises:
         InputError: If the checkpoint is unreadable, of another method, or does not fit its base.
@@ -70,42 +68,15 @@ def load_checkpoint_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     checkpoint = read_torch(path)
     weights = trained_weights(checkpoint, str(path))
     hyper = checkpoint.get("hyper_parameters") or {}
-    if not isinstance(hyper.get("base"), str) or not any(
-        k.startswith("embedding_optimizer.") for k in weights
-    ):
-        raise InputError(f"{path}: not a checkpoint of the embedding optimizer (no base or adapter in it)")
-    base = resolve_base(hyper["base"])
-    encoder, adapter = hyper.get("image_encoder"), hyper.get("adapter")
-    parts: dict[str, Any] = {
-        "vae": load_part(AutoencoderKL, base, "vae"),
-        "unet": widen_conv_in(load_part(UNet2DConditionModel, base, "unet")),
-        "scheduler": load_part(DDPMScheduler, base, "scheduler"),
-        "image_encoder": load_part(
-            CLIPVisionModelWithProjection,
-            resolve_base(encoder) if encoder else base,
-            None if encoder else "image_encoder",
-        ),
-    }
-    if adapter is None:
-        parts["embedding_optimizer"] = load_part(EmbeddingOptimizer, base, "embedding_optimizer")
-    else:
-        sizes = {
-            "input_dim": parts["image_encoder"].config.hidden_size,
-            "output_dim": parts["unet"].config["cross_attention_dim"],
-        }
-        parts["embedding_optimizer"] = EmbeddingOptimizer(**{**sizes, **adapter})
-    for name, part in parts.items():
-        if not isinstance(part, torch.nn.Module):
-            continue
+    if not isinstance(hyper.get("base"), str) or not any(k.startswith("embedding_optimizer.") for k in weights):
+        raise InputError(f"{path}: not a checkpoint of the embedding optimizer (no base or no adapter in it)")
+    parts = load_parts(hyper["base"], hyper.get("image_encoder"), adapter=hyper.get("adapter"), unet=hyper.get("unet"))
+    for name in MODELS:
+        part: Any = getattr(parts, name)
         own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
-        need = {k for k, _ in part.named_parameters()} if name == "embedding_optimizer" else set()
-        load_onto(part, own, str(path), need=need)
-        part.to(dtype).eval().requires_grad_(False)
-    side = parts["image_encoder"].config.image_size
-    parts["feature_extractor"] = image_processor(side)
+        needed = {"unet": parts.tuned, "embedding_optimizer": [k for k, _ in part.named_parameters()]}
+        load_onto(part, own, str(path), need=set(needed.get(name, ())))
+        part.to(dtype)
+    if has_lora(parts.unet):
+        parts.unet = merge_lora(parts.unet)
     return parts
-
-
-def image_processor(side: int) -> CLIPImageProcessor:
-    """CLIP's preprocessing for an encoder that takes squares of ``side`` pixels."""
-    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})

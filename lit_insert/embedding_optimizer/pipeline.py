@@ -1,5 +1,6 @@
 """Inference: put the object of one picture into another, with no mask and no prompt."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from lit_insert.embedding_optimizer.canvas import (
     reference_picture,
     restore,
 )
-from lit_insert.embedding_optimizer.loading import image_processor, load_checkpoint_parts, load_folder_parts
+from lit_insert.embedding_optimizer.loading import load_checkpoint_parts, load_folder_parts
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
 from lit_insert.embedding_optimizer.pairs import Generators, Picture, as_pictures, pair_up, per_pair
 from lit_insert.errors import InputError
@@ -87,6 +88,10 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         processing_resolution: int | None = None,
     ) -> None:
         super(StableDiffusionInstructPix2PixPipeline, self).__init__()
+        try:
+            embedding_optimizer.attach(unet)
+        except ValueError as error:
+            raise InputError(f"the adapter does not fit the UNet: {error}") from error
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -95,14 +100,13 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             feature_extractor=feature_extractor,
             embedding_optimizer=embedding_optimizer,
         )
+        embedding_optimizer.attach(unet)
         self.register_to_config(processing_resolution=processing_resolution)
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor, vae_latent_channels=vae.config["latent_channels"]
         )
-        self.processing_resolution = (
-            processing_resolution or unet.config["sample_size"] * self.vae_scale_factor
-        )
+        self.processing_resolution = processing_resolution or unet.config["sample_size"] * self.vae_scale_factor
 
     @classmethod
     def from_pretrained(cls, source: str | Path = "pocket", **kwargs: Any) -> Self:
@@ -124,7 +128,10 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         if isinstance(named, str):
             del kwargs["scheduler"]
         if found.kind == "checkpoint":
-            pipeline = cls(**{**load_checkpoint_parts(found.path, dtype), **kwargs})
+            loaded = load_checkpoint_parts(found.path, dtype)
+            names = {f.name for f in dataclasses.fields(loaded)}
+            replaced = {key: value for key, value in kwargs.items() if key in names}
+            pipeline = cls.from_parts(dataclasses.replace(loaded, **replaced))
         else:
             # diffusers would let tensors that a file lacks pass with a warning, so the models come checked.
             folder, parts = load_folder_parts(found, dtype, kwargs)
@@ -137,19 +144,13 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
 
     @classmethod
     def from_parts(cls, parts: Any) -> Self:
-        """Assemble from any object that has the components as attributes, such as a training module.
-
-        ``feature_extractor`` may be absent: it then follows the image encoder's input size.
-        """
-        extractor = getattr(parts, "feature_extractor", None)
-        if extractor is None:
-            extractor = image_processor(parts.image_encoder.config.image_size)
+        """Assemble from any object that has the components as attributes, such as a training module."""
         return cls(
             vae=parts.vae,
             unet=parts.unet,
             scheduler=parts.scheduler,
             image_encoder=parts.image_encoder,
-            feature_extractor=extractor,
+            feature_extractor=parts.feature_extractor,
             embedding_optimizer=parts.embedding_optimizer,
         )
 
@@ -265,9 +266,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
                 photo, canvas = scenes[row], canvases[row]
                 about = {"pair": row, "size": photo.size, "processing_size": canvas.size}
                 if change is not None:
-                    about["changed"] = round(
-                        float(change[:, : canvas.content[1], : canvas.content[0]].mean()), 6
-                    )
+                    about["changed"] = round(float(change[:, : canvas.content[1], : canvas.content[0]].mean()), 6)
                 if output_type != "latent":
                     result = restore(result, canvas, photo, change)
                 done[row].append((_finish(result, output_type, photo), about))
@@ -291,11 +290,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         latents by having four channels, and would repeat them in another order than the prompts.
         """
         latents = image.to(device=device, dtype=dtype)
-        return (
-            torch.cat([latents, latents, torch.zeros_like(latents)])
-            if do_classifier_free_guidance
-            else latents
-        )
+        return torch.cat([latents, latents, torch.zeros_like(latents)]) if do_classifier_free_guidance else latents
 
     def _reference_pixels(
         self, object_image: Picture | Sequence[Picture] | None, pixel_values: Tensor | None

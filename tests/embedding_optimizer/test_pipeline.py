@@ -3,10 +3,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lit_insert.diffusion.schedulers import SCHEDULERS
-from lit_insert.embedding_optimizer.loading import image_processor
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
 from lit_insert.embedding_optimizer.pipeline import InsertPipeline
 from lit_insert.errors import InputError
@@ -54,7 +53,7 @@ def components(**adapter):
         "unet": unet.eval(),
         "scheduler": DDIMScheduler(1000, clip_sample=False),
         "image_encoder": encoder.eval(),
-        "feature_extractor": image_processor(32),
+        "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         "embedding_optimizer": optimizer.eval(),
     }
 
@@ -186,9 +185,7 @@ def test_odd_size_is_kept_and_padded_not_squashed(pipe):
     width, height = out.metadata[0]["processing_size"]
     assert width % 2 == height % 2 == 0
     assert abs(width * height - 32 * 32) < 120
-    assert pipe(picture(0, (37, 45)), picture(1), height=64, width=48, **FEW).metadata[0][
-        "processing_size"
-    ] == (48, 64)
+    assert pipe(picture(0, (37, 45)), picture(1), height=64, width=48, **FEW).metadata[0]["processing_size"] == (48, 64)
     with pytest.raises(InputError, match="height 45 is not a multiple of 2"):
         pipe(picture(0), picture(1), height=45, **FEW)
 
@@ -352,9 +349,7 @@ def test_saved_folder_gives_identical_images(pipe, tmp_path):
     assert not loaded.unet.training
 
 
-@pytest.mark.parametrize(
-    "adapter", [{"mode": "legacy", "output_dim": 32}, {"null": "text_empty"}, {"null": "zeros"}]
-)
+@pytest.mark.parametrize("adapter", [{"mode": "legacy", "output_dim": 32}, {"null": "text_empty"}, {"null": "zeros"}])
 def test_every_kind_of_adapter_survives_saving(adapter, tmp_path):
     parts = components(**adapter)
     if adapter.get("null") == "zeros" or adapter.get("mode"):
