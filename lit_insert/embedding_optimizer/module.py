@@ -1,36 +1,45 @@
 """Training of the embedding optimizer on insertion triplets."""
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from transformers import CLIPVisionModelWithProjection
 
-from lit_insert.diffusion.frozen import load_part, resolve_base
-from lit_insert.diffusion.unet import select_parameters, widen_conv_in
-from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
-from lit_insert.embedding_optimizer.objective import draw_dropout, insertion_loss
-from lit_insert.training.base import BaseModule, frozen
+from lit_insert.diffusion.unet import has_lora, merge_lora
+from lit_insert.embedding_optimizer.objective import denoising_error, draw_dropout, weighted_loss
+from lit_insert.embedding_optimizer.original import NAMES, save_original
+from lit_insert.embedding_optimizer.parts import InsertParts, UnetTuning, load_parts
+from lit_insert.embedding_optimizer.pipeline import InsertPipeline
+from lit_insert.errors import InputError
+from lit_insert.training.base import BaseModule, batch_length
+from lit_insert.training.parameters import frozen, named_groups
+
+QUARTERS = 4
+_NO_DECAY = ("queries", "null_embedding", "latents")  # inputs rather than weights: pulling them to zero is no prior
 
 
 @dataclass
-class UnetTuning:
-    """What of the UNet trains beside the adapter.
+class Sampling:
+    """How pictures are drawn while training and by ``predict``.
 
     Args:
-        target: "attn2" (cross-attention), "attn2.kv" (its key and value projections), "all" or "none".
-        blocks: UNet blocks it applies to, such as "mid_block"; empty means every block that has any.
-        lr_scale: Learning rate of these parameters in multiples of the adapter's.
+        num_inference_steps: DDIM steps.
+        guidance_scale: Weight of the reference.
+        image_guidance_scale: Weight of the scene.
     """
 
-    target: Literal["attn2", "attn2.kv", "all", "none"] = "attn2"
-    blocks: list[str] = field(default_factory=list)
-    lr_scale: float = 0.1
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.0
+    image_guidance_scale: float = 1.5
 
 
 class EmbeddingOptimizerModule(BaseModule):
@@ -39,119 +48,236 @@ class EmbeddingOptimizerModule(BaseModule):
     Args:
         base: InstructPix2Pix-layout folder or hub id (vae/, unet/, scheduler/), or "pocket".
         image_encoder: CLIP vision folder or hub id; by default the base's own image_encoder/.
-        adapter: EmbeddingOptimizer arguments; sizes left out are taken from the base. Null keeps the adapter
-            that the base already has.
+        adapter: EmbeddingOptimizer arguments, such as mode ("perceiver", "legacy", "ip" or "ip_plus"); sizes left
+            out are taken from the base. Null keeps the adapter that the base already has.
+        adapter_weights: Where the adapter starts: a legacy emb_opt.pt, an IP-Adapter file, or an exported
+            adapter. Null starts anew.
         unet: What of the UNet trains.
         train_image_encoder: Train the image encoder too; only for building small bases.
-        conditioning_dropout: Probability of dropping the object, the scene, and both (each).
+        conditioning_dropout: Probability of dropping the object, the scene, and both (each), 0 to 1/3.
         mask_weight: Extra loss weight of the inserted region; 0 for none.
         snr_gamma: γ of min-SNR weighting; null for none.
         gradient_checkpointing: Trade UNet time for memory.
+        feature_cache: Folder to keep what the frozen encoders make of the training data in, computed once; null
+            computes it in every step.
+        sampling: How pictures are drawn while training and by predict.
         optimizer: Makes the optimiser from parameter groups.
         lr_scheduler: Makes the scheduler, stepped every optimiser step.
         noise_seed: Seed of the noise, timesteps and dropout drawn while training.
 
     Raises:
-        InputError: If a part of the base is missing or the UNet tuning matches nothing.
+        InputError: If a part of the base is missing, the UNet tuning matches nothing, or arguments contradict.
     """
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    image_encoder: CLIPVisionModelWithProjection
 
     def __init__(
         self,
         base: str = "pocket",
         image_encoder: str | None = None,
         adapter: dict[str, Any] | None = None,
+        adapter_weights: str | None = None,
         unet: UnetTuning = UnetTuning(),  # noqa: B008
         train_image_encoder: bool = False,
         conditioning_dropout: float = 0.05,
         mask_weight: float = 0.0,
         snr_gamma: float | None = None,
         gradient_checkpointing: bool = False,
+        feature_cache: str | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         noise_seed: int = 0,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, noise_seed)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        self.base = resolve_base(base)
+        # A checkpoint rebuilds the module, and inference its networks, from plain values.
+        tuning = UnetTuning(**unet) if isinstance(unet, Mapping) else unet
+        self.sampling = Sampling(**sampling) if isinstance(sampling, Mapping) else sampling
+        self.hparams["unet"] = dataclasses.asdict(tuning)
+        self.hparams["sampling"] = dataclasses.asdict(self.sampling)
+        if not 0 <= conditioning_dropout <= 1 / 3:
+            raise InputError(f"conditioning_dropout is {conditioning_dropout}; give 0 to 1/3, it is drawn thrice")
+        if feature_cache and train_image_encoder:
+            raise InputError("feature_cache needs a frozen image encoder; set train_image_encoder: false")
         self.conditioning_dropout = conditioning_dropout
         self.mask_weight, self.snr_gamma = mask_weight, snr_gamma
-        self.scheduler = load_part(DDPMScheduler, self.base, "scheduler")
-        self.vae = frozen(load_part(AutoencoderKL, self.base, "vae"))
-        self.unet = frozen(widen_conv_in(load_part(UNet2DConditionModel, self.base, "unet")))
-        self.image_encoder = frozen(
-            load_part(
-                CLIPVisionModelWithProjection,
-                resolve_base(image_encoder) if image_encoder else self.base,
-                None if image_encoder else "image_encoder",
-            )
-        )
-        if adapter is None:
-            self.embedding_optimizer = load_part(EmbeddingOptimizer, self.base, "embedding_optimizer")
-        else:
-            sizes = {
-                "input_dim": self.image_encoder.config.hidden_size,
-                "output_dim": self.unet.config["cross_attention_dim"],
-            }
-            self.embedding_optimizer = EmbeddingOptimizer(**{**sizes, **adapter})
-        self.unet_lr_scale = unet.lr_scale
-        self.tuned = [] if unet.target == "none" else select_parameters(self.unet, unet.blocks, unet.target)
+        self.unet_lr_scale, self.feature_cache = tuning.lr_scale, feature_cache
+        parts = load_parts(base, image_encoder, adapter, adapter_weights, tuning)
+        self.scheduler, self.feature_extractor = parts.scheduler, parts.feature_extractor
+        self.vae, self.unet = frozen(parts.vae), frozen(parts.unet)
+        self.image_encoder = frozen(parts.image_encoder)
+        self.embedding_optimizer = parts.embedding_optimizer
+        self.tuned = parts.tuned
         for name in self.tuned:
             self.unet.get_parameter(name).requires_grad_(True)
         self.image_encoder.requires_grad_(train_image_encoder)
         self.embedding_optimizer.requires_grad_(True).train()
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+        self.quarters = nn.ModuleList(MeanMetric() for _ in range(QUARTERS))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The adapter (and image encoder, if trained) at the learning rate, the UNet's part at its multiple."""
-        lr = self.optimizer_lr()
-        own = [
-            p for m in (self.embedding_optimizer, self.image_encoder) for p in m.parameters() if p.requires_grad
-        ]
-        groups: list[dict[str, Any]] = [{"params": own, "name": "adapter"}]
+        """The adapter (and image encoder, if trained) at the learning rate, the UNet's part at its multiple.
+
+        Biases, norms, queries and the null embedding are kept from weight decay.
+        """
+        scales = {"embedding_optimizer": 1.0}
+        if any(p.requires_grad for p in self.image_encoder.parameters()):
+            scales["image_encoder"] = 1.0
         if self.tuned:
-            tuned = [self.unet.get_parameter(name) for name in self.tuned]
-            groups.append({"params": tuned, "name": "unet", "lr": lr * self.unet_lr_scale})
-        return groups
+            scales["unet"] = self.unet_lr_scale
+        inputs = {id(p) for name, p in self.named_parameters() if name.rpartition(".")[2] in _NO_DECAY}
+        return _spare(inputs, named_groups(self, scales))
 
-    def optimizer_lr(self) -> float:
-        """Learning rate that the configured optimiser would use."""
-        return float(self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"])
+    # Objective
 
-    def condition(self, pixel_values: Tensor) -> Tensor:
-        """Conditioning tokens (B,K,X) of CLIP-normalised references (B,3,S,S)."""
-        return self.embedding_optimizer(
-            self.embedding_optimizer.encode_image(self.image_encoder, pixel_values)
-        )
+    def condition(self, batch: Mapping[str, Any]) -> Tensor:
+        """Conditioning tokens (B,K,X) of a batch's references."""
+        tokens = batch.get("object_tokens")
+        if tokens is None:
+            tokens = self.embedding_optimizer.encode_image(self.image_encoder, batch["object"])
+        return self.embedding_optimizer(tokens)
 
     @torch.no_grad()
     def encode_triplet(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents of target (sampled, scaled) and scene (mode, unscaled), each (B,C,h,w)."""
-        target = self.vae.encode(batch["target"]).latent_dist.sample(generator)
-        scene = self.vae.encode(batch["source"]).latent_dist.mode()
-        return target * self.vae.config["scaling_factor"], scene
+        if "target_moments" in batch:
+            posterior = DiagonalGaussianDistribution(batch["target_moments"])
+            scene = batch["scene_latents"]
+        else:
+            posterior = self.vae.encode(batch["target"]).latent_dist
+            scene = self.vae.encode(batch["source"]).latent_dist.mode()
+        return posterior.sample(generator) * self.vae.config["scaling_factor"], scene
+
+    @torch.no_grad()
+    def encode_features(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the frozen encoders make of a batch, for the feature cache.
+
+        Returns:
+            "target_moments" (B,2C,h,w), mean and log-variance; "scene_latents" (B,C,h,w); "object_tokens" (B,N,D).
+        """
+        return {
+            "target_moments": self.vae.encode(batch["target"]).latent_dist.parameters,
+            "scene_latents": self.vae.encode(batch["source"]).latent_dist.mode(),
+            "object_tokens": self.embedding_optimizer.encode_image(self.image_encoder, batch["object"]),
+        }
 
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
-        """Denoising error with conditioning dropout; see :func:`insertion_loss`."""
+        """Denoising error with conditioning dropout; see :func:`denoising_error` and :func:`weighted_loss`."""
         target_latents, scene_latents = self.encode_triplet(batch, generator)
-        states = self.condition(batch["object"])
+        states = self.condition(batch)
         dropped = draw_dropout(len(states), self.conditioning_dropout, generator)
         states = torch.where(dropped.object[:, None, None], self.embedding_optimizer.null(len(states)), states)
-        scene_latents = scene_latents.masked_fill(dropped.scene[:, None, None, None], 0)
-        return insertion_loss(
+        denoised = denoising_error(
             self.unet,
             self.scheduler,
             target_latents=target_latents,
-            scene_latents=scene_latents,
+            scene_latents=scene_latents.masked_fill(dropped.scene[:, None, None, None], 0),
             states=states,
             generator=generator,
+        )
+        if not self.training:
+            level = denoised.timesteps * QUARTERS // self.scheduler.config.num_train_timesteps
+            for quarter, metric in enumerate(self._quarters()):
+                metric.update(denoised.error.mean((1, 2, 3)), (level == quarter).float())
+        return weighted_loss(
+            denoised,
+            self.scheduler,
             mask=batch.get("mask"),
             mask_weight=self.mask_weight,
             snr_gamma=self.snr_gamma,
         )
 
-    def export(self, folder: str | Path) -> None:
-        """Write what was trained as a pipeline folder."""
-        from lit_insert.embedding_optimizer.pipeline import InsertPipeline
+    def on_validation_epoch_end(self) -> None:
+        """Log the error by noise level: quarter 1 has the least noise."""
+        self._log_quarters("val")
 
-        InsertPipeline.from_parts(self).save_pretrained(folder)
+    def on_test_epoch_end(self) -> None:
+        """The same for the test split."""
+        self._log_quarters("test")
+
+    def _quarters(self) -> list[MeanMetric]:
+        return list(self.quarters)  # type: ignore[arg-type]
+
+    def _log_quarters(self, split: str) -> None:
+        for quarter, metric in enumerate(self._quarters(), 1):
+            value = metric.compute() if metric.update_called else torch.tensor(torch.nan)
+            if torch.isfinite(value):
+                self.log(f"{split}/loss_quarter{quarter}", value)
+            metric.reset()
+
+    # Pictures
+
+    @torch.no_grad()
+    def insert(self, batch: Mapping[str, Any], generator: torch.Generator) -> list[Tensor]:
+        """Sample a result for each scene of a batch, as (3,H,W) in [-1,1], with nothing of the photo put back."""
+        pipeline = InsertPipeline.from_parts(self)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.set_scheduler("ddim")
+        seeds = torch.randint(2**62, (batch_length(batch),), generator=generator, device=generator.device)
+        height, width = batch["source"].shape[-2:]
+        images = pipeline(
+            image=batch["source"],
+            object_pixel_values=batch["object"],
+            generator=[torch.Generator(self.device).manual_seed(int(s)) for s in seeds],
+            height=height,
+            width=width,
+            output_type="pt",
+            preserve_background=False,
+            **dataclasses.asdict(self.sampling),
+        ).images
+        return [image * 2 - 1 for image in images]
+
+    def sample_grid(self, batch: Mapping[str, Any], generator: torch.Generator) -> list[list[Any]]:
+        """Rows of source, reference, result, target."""
+        references = self._pictures(batch["object"])
+        results = self.insert(batch, generator)
+        columns = (batch["source"], references, results, batch["target"])
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _pictures(self, pixel_values: Tensor) -> Tensor:
+        """CLIP-normalised references (B,3,S,S) as pictures in [-1,1]."""
+        mean = pixel_values.new_tensor(self.feature_extractor.image_mean)[:, None, None]
+        std = pixel_values.new_tensor(self.feature_extractor.image_std)[:, None, None]
+        return (pixel_values * std + mean) * 2 - 1
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Results of a batch: "id", and "image" as (3,H,W) tensors in [-1,1]."""
+        return {"id": list(batch["id"]), "image": self.insert(batch, self._generator(-1 - batch_idx))}
+
+    # Artefact
+
+    def export(self, folder: str | Path) -> None:
+        """Write the model as a pipeline folder; LoRA is merged into the UNet.
+
+        Adapters that other projects know are written in their layout too, beside the adapter's own file.
+        """
+        parts = InsertParts(
+            vae=self.vae,
+            unet=merge_lora(self.unet) if has_lora(self.unet) else self.unet,
+            scheduler=self.scheduler,
+            image_encoder=self.image_encoder,
+            feature_extractor=self.feature_extractor,
+            embedding_optimizer=self.embedding_optimizer,
+            tuned=self.tuned,
+        )
+        InsertPipeline.from_parts(parts).save_pretrained(folder)
+        name = NAMES.get(self.embedding_optimizer.config["mode"])
+        if name is not None:
+            save_original(self.embedding_optimizer, Path(folder) / "embedding_optimizer" / name)
+
+
+def _spare(inputs: set[int], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Move the parameters with these ids to their group's sibling without weight decay."""
+    result: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        decays = "weight_decay" not in group
+        for p in group["params"]:
+            spared = decays and id(p) in inputs
+            name = f"{group['name']}/no_decay" if spared else group["name"]
+            empty = {**group, "name": name, "params": [], **({"weight_decay": 0.0} if spared else {})}
+            result.setdefault(name, empty)["params"].append(p)
+    return list(result.values())

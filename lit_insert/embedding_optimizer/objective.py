@@ -41,7 +41,14 @@ def min_snr_weight(ratio: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return clipped / (ratio + 1) if prediction_type == "v_prediction" else clipped / ratio.clamp(min=1e-8)
 
 
-def insertion_loss(
+class Denoised(NamedTuple):
+    """What the network got wrong: squared ``error`` (B,C,h,w), float32, at ``timesteps`` (B,)."""
+
+    error: Tensor
+    timesteps: Tensor
+
+
+def denoising_error(
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin,
     *,
@@ -49,13 +56,10 @@ def insertion_loss(
     scene_latents: Tensor,
     states: Tensor,
     generator: torch.Generator,
-    mask: Tensor | None = None,
-    mask_weight: float = 0.0,
-    snr_gamma: float | None = None,
-) -> dict[str, Tensor]:
-    """Mean squared error of the predicted noise (or v), in float32.
+) -> Denoised:
+    """Squared error of the predicted noise (or v), element by element, in float32.
 
-    ‖y - UNet([z_t, z_scene], t, h)‖², t ~ U{0..T-1}, y = ε or v = √ᾱ ε - √(1-ᾱ) z₀ (Salimans & Ho 2022).
+    (y - UNet([z_t, z_scene], t, h))², t ~ U{0..T-1}, y = ε or v = √ᾱ ε - √(1-ᾱ) z₀ (Salimans & Ho 2022).
 
     Args:
         unet: Takes 2·C channels.
@@ -64,19 +68,11 @@ def insertion_loss(
         scene_latents: Unscaled posterior mode of the scene, dropped rows already zero, (B, C, h, w).
         states: Conditioning tokens, dropped rows already null, (B, K, X).
         generator: Source of noise and timesteps.
-        mask: Inserted region, (B, 1, H, W) in {0,1}; only read with ``mask_weight``.
-        mask_weight: Extra weight of latent cells under the mask: weight is 1 + mask_weight·coverage.
-        snr_gamma: γ of the min-SNR weighting; none by default.
-
-    Returns:
-        "loss", and with a mask also "object" and "background", the unweighted error in and outside it.
 
     Raises:
-        ValueError: For a prediction type other than epsilon or v_prediction, or mask_weight without a mask.
+        ValueError: For a prediction type other than epsilon or v_prediction.
     """
-    noise = torch.randn(
-        target_latents.shape, generator=generator, device=target_latents.device, dtype=torch.float32
-    )
+    noise = torch.randn(target_latents.shape, generator=generator, device=target_latents.device, dtype=torch.float32)
     timesteps = torch.randint(
         scheduler.config.num_train_timesteps,
         (len(noise),),
@@ -93,11 +89,37 @@ def insertion_loss(
     else:
         raise ValueError(f"prediction_type is {prediction_type!r}; use epsilon or v_prediction")
     predicted = unet(torch.cat([noisy, scene_latents.float()], dim=1), timesteps, states).sample.float()
-    error = (predicted - wanted).square()
+    return Denoised((predicted - wanted).square(), timesteps)
+
+
+def weighted_loss(
+    denoised: Denoised,
+    scheduler: SchedulerMixin,
+    *,
+    mask: Tensor | None = None,
+    mask_weight: float = 0.0,
+    snr_gamma: float | None = None,
+) -> dict[str, Tensor]:
+    """Mean of the squared error, weighted by place and noise level.
+
+    Args:
+        denoised: From :func:`denoising_error`.
+        scheduler: Gives ᾱ and ``prediction_type``.
+        mask: Inserted region, (B, 1, H, W) in {0,1}.
+        mask_weight: Extra weight of latent cells under the mask: weight is 1 + mask_weight·coverage.
+        snr_gamma: γ of the min-SNR weighting; none by default.
+
+    Returns:
+        "loss", and with a mask also "object" and "background", the unweighted error in and outside it.
+
+    Raises:
+        ValueError: For mask_weight without a mask.
+    """
+    error = denoised.error
     weight = torch.ones_like(error[:, :1])
     parts: dict[str, Tensor] = {}
     if mask is not None:
-        coverage = torch.nn.functional.adaptive_avg_pool2d(mask.float(), error.shape[-2:])
+        coverage = torch.nn.functional.adaptive_avg_pool2d(mask.float(), (error.shape[-2], error.shape[-1]))
         per_cell = error.detach().mean(1, keepdim=True)
         parts["object"] = (per_cell * coverage).sum() / coverage.sum().clamp(min=1e-6)
         parts["background"] = (per_cell * (1 - coverage)).sum() / (1 - coverage).sum().clamp(min=1e-6)
@@ -105,6 +127,7 @@ def insertion_loss(
     elif mask_weight:
         raise ValueError("mask_weight needs batches with a mask")
     if snr_gamma is not None:
-        per_sample = min_snr_weight(snr(scheduler, timesteps), snr_gamma, prediction_type)
+        ratio = snr(scheduler, denoised.timesteps)
+        per_sample = min_snr_weight(ratio, snr_gamma, scheduler.config.prediction_type)
         weight = weight * per_sample[:, None, None, None]
     return {"loss": (error * weight).mean(), **parts}
