@@ -114,8 +114,16 @@ def load_component(
     if lacking or wrong:
         what, keys = ("lack", lacking) if lacking else ("have the wrong shape for", wrong)
         raise InputError(f"{part}: the weights {what} {len(keys)} tensors of the model (first: {keys[0]})")
-    # Converted here, since diffusers and transformers differ in the argument's name and in its default.
-    return model.to(dtype or torch.float32).eval()
+    return cast(model, dtype or torch.float32).eval()
+
+
+def cast(model: Part, dtype: torch.dtype) -> Part:
+    """Convert a model's weights in place; returns it.
+
+    Not by ``from_pretrained``, whose argument for it differs between diffusers and transformers, nor by diffusers'
+    own ``to``, which warns about lists that are empty for these models.
+    """
+    return nn.Module.to(model, dtype)  # type: ignore[arg-type,return-value]
 
 
 def load_onto(model: nn.Module, weights: dict[str, Tensor], origin: str, *, need: set[str] | None = None) -> None:

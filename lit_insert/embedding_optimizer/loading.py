@@ -11,7 +11,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from lit_insert.artifacts.hub import pull_model
 from lit_insert.artifacts.resolve import INDEX, Source
-from lit_insert.artifacts.weights import load_component, load_onto, read_torch, trained_weights
+from lit_insert.artifacts.weights import cast, load_component, load_onto, read_torch, trained_weights
 from lit_insert.diffusion.unet import has_lora, merge_lora
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
 from lit_insert.embedding_optimizer.parts import InsertParts, load_parts
@@ -76,7 +76,7 @@ def load_checkpoint_parts(path: Path, dtype: torch.dtype) -> InsertParts:
         own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
         needed = {"unet": parts.tuned, "embedding_optimizer": [k for k, _ in part.named_parameters()]}
         load_onto(part, own, str(path), need=set(needed.get(name, ())))
-        part.to(dtype)
+        cast(part, dtype)
     if has_lora(parts.unet):
         parts.unet = merge_lora(parts.unet)
     return parts
