@@ -20,8 +20,13 @@ from lit_insert.training.stop import Interrupted, StopSignals
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 
-def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint as plain data.
+
+    Args:
+        path: The file.
+        map_location: Where the tensors go, as `torch.load` takes it.
+        mmap: Read tensors only when they are used: for a look at the rest.
 
     Raises:
         InputError: If the file is missing, truncated, holds code, or is no checkpoint; names it.
@@ -30,7 +35,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":
             reason = "it holds code or objects, not only weights, and is not run"
@@ -170,9 +175,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step != self._saved:
             self._save(trainer, LAST)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self.signals.restore()
 

@@ -46,9 +46,7 @@ class EMA(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies under which a rank does not hold whole weights."""
         if self.decay and stage == "fit" and sharded(trainer.strategy):
-            raise InputError(
-                "ema.decay must be 0 with a sharded strategy (FSDP): no rank holds whole weights"
-            )
+            raise InputError("ema.decay must be 0 with a sharded strategy (FSDP): no rank holds whole weights")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the present weights unless a checkpoint brought an average."""
@@ -127,9 +125,7 @@ class EMA(pl.Callback):
         """Give the raw weights back."""
         self._swap_out(pl_module)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the raw weights back before any other callback saves them."""
         self._swap_out(pl_module)
 

@@ -128,9 +128,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def check_state(
-    state: Mapping[str, Tensor], module: nn.Module, source: str, *, partial: bool = False
-) -> None:
+def check_state(state: Mapping[str, Tensor], module: nn.Module, source: str, *, partial: bool = False) -> None:
     """Compare a saved state with a module's; weights that the state may lack are the frozen ones.
 
     Args:

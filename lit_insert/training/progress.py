@@ -60,8 +60,7 @@ class PlainProgress(ProgressBar):
         metrics = self.get_metrics(trainer, pl_module)
         shown = {k: v for k, v in metrics.items() if k.startswith(prefix) and not k.endswith("_step")}
         return "".join(
-            f", {k.removeprefix('train/')} {v:.4g}" if isinstance(v, float) else f", {k} {v}"
-            for k, v in shown.items()
+            f", {k.removeprefix('train/')} {v:.4g}" if isinstance(v, float) else f", {k} {v}" for k, v in shown.items()
         )
 
 

@@ -64,7 +64,7 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a line; values that are not finite become null."""
-        row = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+        row = {k: float(f"{v:.7g}") if math.isfinite(v) else None for k, v in metrics.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
@@ -129,18 +129,14 @@ class RunRecord(pl.Callback):
         """Record a good end."""
         self._write(trainer, pl_module, "finished")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Record how it ended otherwise."""
         if self._start:
             stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
             self._write(trainer, pl_module, "interrupted" if stopped else "failed", exception)
 
     @rank_zero_only
-    def _write(
-        self, trainer: pl.Trainer, pl_module: Any, status: str, error: BaseException | None = None
-    ) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: Any, status: str, error: BaseException | None = None) -> None:
         part = {
             "start": self._start,
             "end": None if status == "running" else _now(),
@@ -191,9 +187,7 @@ def git_sha() -> str | None:
         return None
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", root, *words], capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10, check=False)
         return done.stdout.strip()
 
     try:

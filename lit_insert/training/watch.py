@@ -43,9 +43,7 @@ class LossWatch:
         Raises:
             InputError: If the loss or the gradient is NaN or infinite.
         """
-        scaled = (
-            trainer.precision == "16-mixed"
-        )  # its scaler overflows on purpose and skips such steps itself
+        scaled = trainer.precision == "16-mixed"  # its scaler overflows on purpose and skips such steps itself
         shared = trainer.world_size > 1 and isinstance(trainer.strategy, DDPStrategy) and not scaled
         self.flush()
         self._pending = _Step(trainer.global_step, None if scaled else norm, self._losses, shared)
