@@ -237,7 +237,7 @@ class ResumableLoader(Generic[Batch]):
         if not self._loaded:
             self._at, self._taken = batches.epoch, 0
         elif self._drawn or batches.epoch != self._at:
-            # Resuming at the end of an epoch, Lightning can run through an empty one and count it. Ours do not skip.
+            # Resumed at the end of an epoch, Lightning may count an empty one; ours follow without a gap.
             self._at, self._taken = self._at + 1, 0
         self._drawn = True
         batches.epoch, batches.start = self._at, self._taken

@@ -95,8 +95,10 @@ def change_reference(image: Tensor, generator: torch.Generator) -> Tensor:
     if draw[0] < 0.5:
         image = F.horizontal_flip(image)
     border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)
-    fill = border.float().median(1).values.round().tolist()
-    image = F.rotate(image, 40 * draw[1] - 20, _BILINEAR, fill=fill)
+    fill = border.float().median(1).values.round()[:, None, None]
+    # Rotated around zero: with `fill=` the edge pixels would be darkened before they are blended.
+    turned = F.rotate(image.float() - fill, 40 * draw[1] - 20, _BILINEAR) + fill
+    image = turned.round().clamp(0, 255).to(torch.uint8)
     height, width = image.shape[-2:]
     area = 0.7 + 0.3 * draw[2]
     tall, wide = max(1, round(height * area**0.5)), max(1, round(width * area**0.5))

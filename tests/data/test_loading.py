@@ -118,9 +118,7 @@ def test_generators_differ_by_seed_epoch_and_index():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_samples_are_left_out_named_and_counted(num_workers, caplog):
-    loader = resumable_loader(
-        Numbers(200, broken=[3, 77]), 8, num_workers, shuffle=False, max_broken_fraction=0.02
-    )
+    loader = resumable_loader(Numbers(200, broken=[3, 77]), 8, num_workers, shuffle=False, max_broken_fraction=0.02)
     seen = numbers(read(loader))
     assert seen == [i for i in range(200) if i not in (3, 77)]
     assert loader.broken == {"file-3.png": "truncated", "file-77.png": "truncated"}
@@ -160,7 +158,7 @@ def test_input_errors_keep_to_one_line(num_workers):
         def sample(self, index, epoch):
             raise InputError("rows and masks differ")
 
-    with pytest.raises(InputError, match="^rows and masks differ$"):
+    with pytest.raises(InputError, match=r"^rows and masks differ$"):
         read(resumable_loader(Wrong(4), 2, num_workers))
 
 
@@ -265,8 +263,7 @@ def trainer(callbacks=(), **options):
 @pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 17, "max_epochs": -1}])
 @pytest.mark.parametrize(
     ("hook", "when"),
-    [("batch", 1), ("batch", 4), ("batch", 6), ("batch", 9), ("batch", 12), ("epoch", 1), ("epoch", 2)]
-    + [("validation", 1), ("validation", 2), ("validation", 3)],
+    [*[("batch", n) for n in (1, 4, 6, 9, 12)], ("epoch", 1), ("epoch", 2)] + [("validation", n) for n in (1, 2, 3)],
 )
 def test_a_resumed_trainer_sees_what_the_uninterrupted_one_saw(tmp_path, hook, when, limit, num_workers):
     whole = Toy()
@@ -276,9 +273,7 @@ def test_a_resumed_trainer_sees_what_the_uninterrupted_one_saw(tmp_path, hook, w
     done = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
 
     resumed = Toy()
-    trainer(**limit).fit(
-        resumed, datamodule=Data(2 - num_workers), ckpt_path=tmp_path / "mid.ckpt", weights_only=True
-    )
+    trainer(**limit).fit(resumed, datamodule=Data(2 - num_workers), ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
     assert len(whole.seen) in (17, 18)
     assert resumed.seen == whole.seen[done:]
     assert torch.equal(resumed.weight, whole.weight)
