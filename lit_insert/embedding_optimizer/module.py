@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from transformers import CLIPVisionModelWithProjection
 
 from lit_insert.diffusion.unet import has_lora, merge_lora
+from lit_insert.embedding_optimizer.features import check_processor, use_feature_cache
 from lit_insert.embedding_optimizer.objective import denoising_error, draw_dropout, weighted_loss
 from lit_insert.embedding_optimizer.original import NAMES, save_original
 from lit_insert.embedding_optimizer.parts import InsertParts, UnetTuning, load_parts
@@ -132,6 +133,19 @@ class EmbeddingOptimizerModule(BaseModule):
         inputs = {id(p) for name, p in self.named_parameters() if name.rpartition(".")[2] in _NO_DECAY}
         return _spare(inputs, named_groups(self, scales))
 
+    def setup(self, stage: str) -> None:
+        """Check that data and model preprocess references alike; fill and use the feature cache.
+
+        Raises:
+            InputError: If they do not, or the training data or its changes cannot be cached.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            check_processor(self.feature_extractor, data)
+        if stage == "fit" and self.feature_cache:
+            use_feature_cache(self, data, self.feature_cache)
+
     # Objective
 
     def condition(self, batch: Mapping[str, Any]) -> Tensor:
@@ -157,13 +171,16 @@ class EmbeddingOptimizerModule(BaseModule):
         """What the frozen encoders make of a batch, for the feature cache.
 
         Returns:
-            "target_moments" (B,2C,h,w), mean and log-variance; "scene_latents" (B,C,h,w); "object_tokens" (B,N,D).
+            "target_moments" (B,2C,h,w), mean and log-variance; "scene_latents" (B,C,h,w); "object_tokens" (B,N,D)
+            if the batch has references.
         """
-        return {
+        features = {
             "target_moments": self.vae.encode(batch["target"]).latent_dist.parameters,
             "scene_latents": self.vae.encode(batch["source"]).latent_dist.mode(),
-            "object_tokens": self.embedding_optimizer.encode_image(self.image_encoder, batch["object"]),
         }
+        if "object" in batch:
+            features["object_tokens"] = self.embedding_optimizer.encode_image(self.image_encoder, batch["object"])
+        return features
 
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Denoising error with conditioning dropout; see :func:`denoising_error` and :func:`weighted_loss`."""
