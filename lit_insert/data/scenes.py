@@ -1,6 +1,6 @@
 """Scenes as a dataset: insertion triplets with exact ground truth, made while they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -62,6 +62,19 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return self.length
+
+    def view(self, index: int, view: int = 0) -> dict[str, Any]:
+        """One sample; there is one version of each."""
+        return self[index]
+
+    def view_of(self, index: int, epoch: int) -> int:
+        """Which version an epoch uses."""
+        return 0
+
+    def fingerprint(self) -> str:
+        """All that the samples depend on beside their number."""
+        settings = (self.split, self.size, self.object_size, self.seed, self.reference_rotation)
+        return repr((settings, self.triples.tolist()))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -132,6 +145,7 @@ class ScenesDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.train_view: Callable[[Any], Any] | None = None  # what stands in for the training set, if anything
         self.lengths = {"train": train_length, "val": val_length, "test": test_length}
         self.options: dict[str, Any] = {
             "size": size,
@@ -145,10 +159,16 @@ class ScenesDataModule(pl.LightningDataModule):
         """The scenes of one split."""
         return SceneDataset(split, self.lengths[split], **self.options)
 
+    @property
+    def processor(self) -> CLIPImageProcessor:
+        """The CLIP preprocessing of references."""
+        return clip_processor(self.options["object_size"])
+
     def _loader(self, split: str) -> ResumableLoader[dict[str, Any]]:
         training = split == "train"
+        data: Any = self.dataset(split)
         return resumable_loader(
-            self.dataset(split),
+            self.train_view(data) if training and self.train_view else data,
             self.batch_size,
             self.num_workers,
             self.seed,
