@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 178_956_970  # where Pillow itself calls a picture a decompression bomb
 WHITE = (255, 255, 255)
+NEUTRAL = (128, 128, 128)  # the backdrop of reference pictures in training
 
 # EXIF orientation -> what brings the stored pixels upright.
 _UPRIGHT = {
@@ -64,9 +65,7 @@ def load_image(
         with Image.open(path) as file:
             width, height = file.size
             if width * height > max_pixels:
-                raise InputError(
-                    f"{path}: {width}x{height} pixels is over the limit of {max_pixels}; shrink it"
-                )
+                raise InputError(f"{path}: {width}x{height} pixels is over the limit of {max_pixels}; shrink it")
             orientation = file.getexif().get(_ORIENTATION)
             profile = file.info.get("icc_profile") if file.mode in ("RGB", "RGBA", "P") else None
             image = _eight_bits(file, path)
@@ -161,13 +160,14 @@ def to_pil(tensor: "Tensor") -> Image.Image:
     """8-bit picture of a (3,H,W) tensor in [-1,1], or of a (1,H,W) mask in [0,1]; values outside are clipped.
 
     Raises:
-        ValueError: On another shape, or NaN, which would otherwise turn into arbitrary colours.
+        ValueError: On another shape.
+        InputError: On NaN, which would otherwise turn into arbitrary colours.
     """
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
         raise ValueError(f"expected (3,H,W) or (1,H,W), got {tuple(tensor.shape)}")
     values = tensor.detach().to("cpu").float()
     if values.isnan().any():
-        raise ValueError("the picture contains NaN")
+        raise InputError("the picture contains NaN: the model's numbers overflowed; use float32 or bfloat16")
     if len(values) == 1:
         return Image.fromarray(values[0].clamp(0, 1).mul(255).round().byte().numpy())
     values = values.clamp(-1, 1).add(1).mul(127.5).round().byte()
@@ -185,9 +185,7 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
         raise InputError(f"{folder}: no such folder")
     entries = folder.rglob("*") if recursive else folder.iterdir()
     found = sorted(
-        p
-        for p in entries
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
     )
     if not found:
         raise InputError(f"{folder}: no pictures in it (looked for {', '.join(IMAGE_SUFFIXES)})")

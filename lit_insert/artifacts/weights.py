@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_insert.errors import InputError
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound=nn.Module)
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -123,7 +123,7 @@ def cast(model: Part, dtype: torch.dtype) -> Part:
     Not by ``from_pretrained``, whose argument for it differs between diffusers and transformers, nor by diffusers'
     own ``to``, which warns about lists that are empty for these models.
     """
-    return nn.Module.to(model, dtype)  # type: ignore[arg-type,return-value]
+    return nn.Module.to(model, dtype)
 
 
 def load_onto(model: nn.Module, weights: dict[str, Tensor], origin: str, *, need: set[str] | None = None) -> None:

@@ -2,12 +2,12 @@
 
 import difflib
 import inspect
-from typing import Any
-
-import diffusers
-from diffusers import SchedulerMixin
+from typing import TYPE_CHECKING, Any
 
 from lit_insert.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 # Short name -> (diffusers class, what is set beside the model's own noise schedule).
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,7 +23,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def scheduler_by_name(name: str, current: SchedulerMixin) -> SchedulerMixin:
+def scheduler_by_name(name: str, current: "SchedulerMixin") -> "SchedulerMixin":
     """Another sampler over the noise schedule of ``current``.
 
     Args:
@@ -38,6 +38,8 @@ def scheduler_by_name(name: str, current: SchedulerMixin) -> SchedulerMixin:
         near = difflib.get_close_matches(name, SCHEDULERS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(SCHEDULERS)}"
         raise InputError(f"scheduler {name!r} is unknown; {hint}")
+    import diffusers  # here, so that a command line can offer the names without it
+
     class_name, extra = SCHEDULERS[name]
     cls = getattr(diffusers, class_name)
     if current.config.get("rescale_betas_zero_snr") and not _takes_zero_snr(cls):

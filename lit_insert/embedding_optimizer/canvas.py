@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_insert.errors import InputError
-from lit_insert.images import flatten_alpha, to_tensor
-
-NEUTRAL = (128, 128, 128)  # the backdrop of reference pictures in training
+from lit_insert.images import NEUTRAL, flatten_alpha, to_tensor
 
 
 @dataclass(frozen=True)

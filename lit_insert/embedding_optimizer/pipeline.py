@@ -30,9 +30,9 @@ from lit_insert.embedding_optimizer.canvas import (
     reference_picture,
     restore,
 )
-from lit_insert.embedding_optimizer.loading import load_checkpoint_parts, load_folder_parts
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
 from lit_insert.embedding_optimizer.pairs import Generators, Picture, as_pictures, pair_up, per_pair
+from lit_insert.embedding_optimizer.sources import load_checkpoint_parts, load_folder_parts
 from lit_insert.errors import InputError
 from lit_insert.images import to_pil
 

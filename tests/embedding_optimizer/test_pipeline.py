@@ -179,7 +179,8 @@ def test_changed_pixels_are_the_models(pipe, monkeypatch):
 
 
 def test_transparent_object_is_cut_out_and_laid_on_neutral(pipe):
-    from lit_insert.embedding_optimizer.canvas import NEUTRAL, reference_picture
+    from lit_insert.embedding_optimizer.canvas import reference_picture
+    from lit_insert.images import NEUTRAL
 
     cutout = Image.new("RGBA", (100, 60), (255, 255, 255, 0))
     cutout.paste((200, 10, 10, 255), (70, 20, 90, 30))

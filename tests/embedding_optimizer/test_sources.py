@@ -139,7 +139,7 @@ def test_checkpoints_that_do_not_fit_are_named(exported, tmp_path):
 
 
 def test_hub_models_come_through_the_cache(exported, monkeypatch):
-    from lit_insert.embedding_optimizer import loading
+    from lit_insert.embedding_optimizer import sources
 
     seen = {}
 
@@ -147,7 +147,7 @@ def test_hub_models_come_through_the_cache(exported, monkeypatch):
         seen.update(options, repo_id=repo_id)
         return Path(exported)
 
-    monkeypatch.setattr(loading, "pull_model", pull)
+    monkeypatch.setattr(sources, "pull_model", pull)
     pipe = InsertPipeline.from_pretrained("owner/model", revision="v1")
     assert seen == {"repo_id": "owner/model", "revision": "v1"}
     assert pipe.processing_resolution == 32
