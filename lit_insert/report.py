@@ -70,8 +70,7 @@ class Report:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Self:
         """Add a table; numbers are right-aligned, floats get four significant digits, ``None`` a dash."""
         numeric = [
-            bool(rows)
-            and all(isinstance(row[i], int | float) or row[i] is None for row in rows if i < len(row))
+            bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows if i < len(row))
             for i in range(len(header))
         ]
 
@@ -81,8 +80,7 @@ class Report:
 
         head = "".join(cell("th", i, str(h)) for i, h in enumerate(header))
         body = "".join(
-            "<tr>" + "".join(cell("td", i, _number(value)) for i, value in enumerate(row)) + "</tr>"
-            for row in rows
+            "<tr>" + "".join(cell("td", i, _number(value)) for i, value in enumerate(row)) + "</tr>" for row in rows
         )
         self._blocks.append(
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -106,9 +106,7 @@ def test_curve_on_log_axis_is_a_line_for_powers():
     assert line[0][1] - line[1][1] == pytest.approx(line[1][1] - line[2][1], abs=0.2)
 
 
-@pytest.mark.parametrize(
-    "values", [[(0, 0.0)], [(3, 2.0), (4, 2.0)], [(0, 1e-9), (1, 2e-9)], [(0, 1e12), (1, -1e12)]]
-)
+@pytest.mark.parametrize("values", [[(0, 0.0)], [(3, 2.0), (4, 2.0)], [(0, 1e-9), (1, 2e-9)], [(0, 1e12), (1, -1e12)]])
 def test_curve_survives_flat_and_extreme_ranges(values):
     parse(Report("t").curve({"a": values}, "x", "y"))
 

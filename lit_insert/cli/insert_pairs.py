@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def pairs_from_paths(image: str, reference: str, how: str, suffix: str, seed: in
             raise InputError(
                 f"no file of {image} has the name of one of {reference}; --pairs all puts every object into every scene"
             )
+        used = {path for both in chosen for path in both}
+        if lone := [str(path) for path in (*scenes, *objects) if path not in used]:
+            more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
+            print(f"no partner of their name, left out: {', '.join(lone[:5])}{more}", file=sys.stderr)
     else:
         chosen = [(scene, thing) for scene in scenes for thing in objects]
     taken: set[Path] = set()

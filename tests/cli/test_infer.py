@@ -96,7 +96,7 @@ def test_result_does_not_depend_on_company(photos, model):
 def test_folders_are_paired_by_name(photos, model, capsys):
     assert run("insert", "--image", "scenes", "--object", "things", "--model", model, *QUICK) == 0
     assert [r["output"] for r in record()["results"]] == ["a__a.png"]
-    assert "left out, having no partner of their name: b.png, c.png" in capsys.readouterr().err
+    assert "no partner of their name, left out: scenes/b.png, things/c.png" in capsys.readouterr().err
     Path("things/a.png").unlink()
     assert "--pairs all" in refused(capsys, "insert", "--image", "scenes", "--object", "things", "--model", model)
 
