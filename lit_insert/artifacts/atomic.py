@@ -29,10 +29,7 @@ def atomic_file(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         yield temporary
         if durable:
             _flush(temporary)
-        # mkstemp makes files private; give the ones that stay the permissions of an ordinary new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        _publish(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -56,12 +53,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     aside = temporary.with_suffix(".old")
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        _publish(temporary)
+        for entry in temporary.rglob("*"):
+            if entry.is_symlink():
+                continue
+            _publish(entry)
+            if entry.is_file():
+                _flush(entry)
         if path.exists():
             os.replace(path, aside)
         try:
@@ -74,6 +72,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(path: Path) -> None:
+    """Give the permissions of an ordinary new file or folder: temporary ones, and safetensors' are private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666 | path.stat().st_mode & 0o111) & ~umask)
 
 
 def _flush(file: Path) -> None:

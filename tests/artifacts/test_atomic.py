@@ -42,9 +42,13 @@ def test_folder_is_replaced_whole(tmp_path):
     with atomic_folder(target) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "fresh").write_text("new")
+        (temporary / "sub" / "fresh").chmod(0o600)
         assert (target / "stale").exists()
     assert (target / "sub" / "fresh").read_text() == "new"
     assert not (target / "stale").exists()
+    (tmp_path / "plain").touch()
+    assert (target / "sub" / "fresh").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "plain").unlink()
     assert os.listdir(tmp_path) == ["model"]
 
 
