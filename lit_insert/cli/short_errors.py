@@ -69,7 +69,8 @@ def shorten(message: str, parser: Any = None) -> str:
         return f"{path}.{found[1]}: {owner} has no such argument{meant(found[1], _arguments(owner))}"
     if found := re.search(r"required: (.+)", message):
         names = [n.split(".", 1)[-1] for n in re.split(r",\s*", found[1])]
-        return f"{' and '.join(names)} must be given: --config FILE, or --{names[0]} CLASS"
+        classes = " ".join(f"--{name} CLASS" for name in names)
+        return f"{' and '.join(names)} must be given: --config FILE, or {classes}"
     return _value_error(message, path)
 
 

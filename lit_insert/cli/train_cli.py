@@ -39,6 +39,7 @@ _NOISE = (
     r".*smaller than the logging interval.*",
     r".*It is recommended to use .*sync_dist=True.*",
     r".*[Jj]sonargparse.*",
+    r".*infer the batch indices.*",
 )
 
 

@@ -79,11 +79,19 @@ class BaseModule(pl.LightningModule):
         losses = self.compute_loss(batch, self._generator(number))
         self._watch.note(losses["loss"], batch)
         self.log_dict(
-            {f"train/{k}": v.detach() for k, v in losses.items()},
+            {f"train/{k}": v for k, v in self._over_ranks(losses).items()},
             prog_bar=True,
             batch_size=batch_length(batch),
         )
         return losses["loss"]
+
+    def _over_ranks(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the ranks on steps that are logged; the rank's own values on the others, where nobody waits."""
+        values = {k: v.detach() for k, v in losses.items()}
+        if self.trainer.world_size == 1 or not self.trainer._logger_connector.should_update_logs:
+            return values
+        together = torch.stack([v.float() for v in values.values()])
+        return dict(zip(values, self.trainer.strategy.reduce(together, reduce_op="mean"), strict=True))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The same loss on held-out batches, with the same noise every time."""

@@ -191,7 +191,9 @@ class RunCheckpoint(Checkpoint):
         writer.defer = True
         trainer.save_checkpoint(self.folder / name)
         if failure := trainer.strategy.broadcast(writer.failure):
-            raise InputError(failure)
+            error = InputError(failure)
+            error.on_all_ranks = True  # type: ignore[attr-defined]
+            raise error
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""

@@ -52,7 +52,7 @@ class PlainProgress(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print what validation found."""
-        if not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             values = self._values(trainer, pl_module, "val/")
             self._print(f"step {trainer.global_step}: validated{values}")
 

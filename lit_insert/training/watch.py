@@ -68,7 +68,9 @@ class LossWatch:
         ids = [i for _, part in bad for i in part] or [i for _, part in step.losses for i in part]
         what = f"loss is {bad[0][0]}" if bad else "gradient is not finite though the loss is"
         where = f"batch ids: {', '.join(ids)}" if ids else "the batch has no ids"
-        raise InputError(f"{what} at step {step.number}; {where}; the last checkpoint is untouched")
+        error = InputError(f"{what} at step {step.number}; {where}; the last checkpoint is untouched")
+        error.on_all_ranks = step.shared  # type: ignore[attr-defined]
+        raise error
 
 
 def _odd(step: _Step) -> bool:

@@ -24,6 +24,7 @@ class ToyModule(BaseModule):
         pause: Seconds to sleep in each step.
         nan_at: Id of a sample whose loss is NaN.
         base: What it builds on.
+        trace: Where each rank writes the noise that it draws, as <trace>.<rank>.
         optimizer: Makes the optimiser.
         lr_scheduler: Makes the scheduler.
         noise_seed: Seed of the noise.
@@ -38,13 +39,14 @@ class ToyModule(BaseModule):
         pause: float = 0.0,
         nan_at: str | None = None,
         base: str = "toy/base",
+        trace: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         noise_seed: int = 0,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, noise_seed)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        self.noise, self.pause, self.nan_at = noise, pause, nan_at
+        self.noise, self.pause, self.nan_at, self.trace = noise, pause, nan_at, trace
         generator = torch.Generator().manual_seed(5)
         self.encoder = frozen(nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(0.5)))
         self.net = nn.Sequential(
@@ -60,8 +62,12 @@ class ToyModule(BaseModule):
 
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         time.sleep(self.pause)
-        x = batch["x"] + self.noise * torch.randn(batch["x"].shape, generator=generator)
+        noise = torch.randn(batch["x"].shape, generator=generator)
+        x = batch["x"] + self.noise * noise
         self.drawn.append(float(x.sum()))
+        if self.trace:
+            with open(f"{self.trace}.{self.global_rank}", "a") as file:
+                file.write(f"{float(noise[0, 0])}\n")
         y = self.net(self.encoder(x)).float().squeeze(1)
         loss = (y - batch["y"]).square().mean()
         if self.nan_at in batch["id"]:
@@ -109,9 +115,7 @@ class ToyData(pl.LightningDataModule):
         shuffle: Shuffle the training samples.
     """
 
-    def __init__(
-        self, length: int = 22, batch_size: int = 4, num_workers: int = 0, shuffle: bool = True
-    ) -> None:
+    def __init__(self, length: int = 22, batch_size: int = 4, num_workers: int = 0, shuffle: bool = True) -> None:
         super().__init__()
         self.length, self.batch_size, self.num_workers, self.shuffle = (
             length,
@@ -121,9 +125,7 @@ class ToyData(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> Any:
-        return resumable_loader(
-            ToyDataset(self.length), self.batch_size, self.num_workers, shuffle=self.shuffle
-        )
+        return resumable_loader(ToyDataset(self.length), self.batch_size, self.num_workers, shuffle=self.shuffle)
 
     def val_dataloader(self) -> Any:
         return resumable_loader(ToyDataset(8), 4, shuffle=False)
