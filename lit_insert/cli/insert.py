@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the noise; the same for every pair")
     how.add_argument("--num_images", metavar="N", type=_positive, default=1, help="results for each pair")
     how.add_argument(
+        "--processing_resolution",
+        metavar="PX",
+        type=_positive,
+        help="work on about PX*PX pixels at the photo's aspect; by default what the model was trained on",
+    )
+    how.add_argument(
         "--height", metavar="PX", type=_positive, help="working height; by default from the model and the aspect"
     )
     how.add_argument("--width", metavar="PX", type=_positive, help="working width")
@@ -186,20 +192,24 @@ def _insert_all(options: argparse.Namespace, work: Work, first: "list[tuple[Pair
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    pipeline: InsertPipeline | None = None
-    size = options.batch_size
+    size, batch, start = options.batch_size, first, 0
+    while not batch and start + size < len(work.pairs):  # no model is loaded for pictures that cannot be read
+        start += size
+        batch = _load(work, work.pairs[start : start + size])
+    if not batch:
+        return
+    console = Console(stderr=True)
+    with console.status("loading the model"):
+        pipeline = _pipeline(options)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("inserting", total=len(work.pairs))
-        for start in range(0, len(work.pairs), size):
-            batch = first if start == 0 else _load(work, work.pairs[start : start + size])
-            if batch and pipeline is None:
-                progress.update(task, description="loading the model")
-                pipeline = _pipeline(options)
-                progress.update(task, description="inserting")
-            if batch and pipeline is not None:
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("inserting", total=len(work.pairs), completed=start)
+        while start < len(work.pairs):
+            if batch:
                 _insert_batch(options, work, pipeline, batch, progress, task)
-            progress.update(task, completed=min(start + size, len(work.pairs)))
+            start += size
+            progress.update(task, completed=min(start, len(work.pairs)))
+            batch = _load(work, work.pairs[start : start + size])
 
 
 def _pipeline(options: argparse.Namespace) -> "InsertPipeline":
@@ -259,6 +269,7 @@ def _insert_batch(
             image_guidance_scale=options.image_guidance_scale,
             height=options.height,
             width=options.width,
+            processing_resolution=options.processing_resolution,
             preserve_background=not options.no_preserve_background,
             callback_on_step_end=advance,
         )

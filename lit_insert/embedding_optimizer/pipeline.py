@@ -152,6 +152,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             image_encoder=parts.image_encoder,
             feature_extractor=parts.feature_extractor,
             embedding_optimizer=parts.embedding_optimizer,
+            processing_resolution=getattr(parts, "processing_resolution", None),
         )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -184,6 +185,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         generator: Generators = None,
         height: int | None = None,
         width: int | None = None,
+        processing_resolution: int | None = None,
         output_type: str = "pil",
         preserve_background: bool = True,
         object_pixel_values: Tensor | None = None,
@@ -208,6 +210,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             generator: One for all, or one a pair: then a pair's result does not depend on its batch.
             height: Working height in pixels; by default from ``processing_resolution`` and the aspect.
             width: Working width in pixels.
+            processing_resolution: Side of the square whose area the canvas gets; by default the model's.
             output_type: "pil", "pt", "np" or "latent".
             preserve_background: Give back the photo's own pixels wherever the model changed nothing, and
                 blend softly at the edge of what it did change. False returns the decoder's picture as it is.
@@ -230,7 +233,8 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             raise InputError(f"output_type {output_type!r}: give pil, pt, np or latent")
         generators = per_pair(generator, len(scenes))
         n, cell = num_images_per_prompt, self.vae_scale_factor
-        canvases = [plan_canvas(s.size, self.processing_resolution, cell, height, width) for s in scenes]
+        side = processing_resolution or self.processing_resolution
+        canvases = [plan_canvas(s.size, side, cell, height, width) for s in scenes]
         done: list[list[tuple[Any, dict[str, Any]]]] = [[] for _ in scenes]
         for group in _groups(canvases):
             scene_latents = self._encode_scenes([place(scenes[i], canvases[i]) for i in group])

@@ -103,7 +103,8 @@ def test_folders_are_paired_by_name(photos, model, capsys):
 
 def test_several_results_a_pair_with_grid_and_report(photos, model):
     arguments = ["--image", "scenes/b.png", "--object", "things", "--model", model, "--num-images=2"]
-    assert run("insert", *arguments, "--report", "out/report.html", "--format", "jpg", *QUICK) == 0
+    extra = ["--report", "out/report.html", "--format", "jpg", "--processing_resolution", "64"]
+    assert run("insert", *arguments, *extra, *QUICK) == 0
     results = record()["results"]
     assert [(r["output"], r["number"]) for r in results] == [
         ("b__a_0.jpg", 0),
@@ -112,6 +113,7 @@ def test_several_results_a_pair_with_grid_and_report(photos, model):
         ("b__c_1.jpg", 1),
     ]
     assert all(Path("out", r["output"]).exists() for r in results)
+    assert results[0]["processing_size"] == [92, 46]
     first, second = (np.asarray(load_image(f"out/b__c_{k}.jpg")) for k in range(2))
     assert not np.array_equal(first, second)
     assert load_image("out/grid.png").width > 4 * 96
@@ -228,8 +230,8 @@ def test_model_without_its_adapter_is_one_line(photos, model, tmp_path, capsys):
     shutil.copytree(model, broken)
     (broken / "embedding_optimizer" / "diffusion_pytorch_model.safetensors").unlink()
     pair = ["--image", "scenes/a.png", "--object", "things/a.png"]
-    assert run("insert", *pair, "--model", broken) == 2
-    assert "embedding_optimizer: no weights" in capsys.readouterr().err.splitlines()[-1]
+    assert "embedding_optimizer: no weights" in refused(capsys, "insert", *pair, "--model", broken)
+    assert "hub cannot be reached" in refused(capsys, "insert", *pair, "--model", "no-such/model")
     assert not Path("out").exists()
 
 

@@ -121,6 +121,8 @@ def test_odd_size_is_kept_and_padded_not_squashed(pipe):
     assert width % 2 == height % 2 == 0
     assert abs(width * height - 32 * 32) < 120
     assert pipe(picture(0, (37, 45)), picture(1), height=64, width=48, **FEW).metadata[0]["processing_size"] == (48, 64)
+    larger = pipe(picture(0, (100, 50)), picture(1), processing_resolution=64, **FEW).metadata[0]
+    assert larger["processing_size"] == (92, 46)
     with pytest.raises(InputError, match="height 45 is not a multiple of 2"):
         pipe(picture(0), picture(1), height=45, **FEW)
 
