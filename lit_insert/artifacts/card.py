@@ -31,7 +31,7 @@ def write_card(
         summary: What the model does and for whom.
         run: Run folder; its ``run.json`` (versions, commit, command) and the last values of its
             ``metrics.jsonl`` go into the card.
-        base: Hub id or description of the model it was trained from.
+        base: Hub id or description of the model it was trained from; by default the run's.
         datasets: Hub ids or names of the training data.
         metrics: Measured values, which stand before those of the run.
         licence: Hub licence id. A model inherits the terms of its base: "apache-2.0" is not a safe default.
@@ -44,6 +44,7 @@ def write_card(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; export the model first")
     record = _read_json(Path(run) / "run.json") if run else {}
+    base = base or record.get("base_model")
     values = {**_last_values(Path(run) / "metrics.jsonl" if run else None), **(metrics or {})}
     front: dict[str, Any] = {
         "license": licence,
@@ -71,7 +72,7 @@ def write_card(
     lines += ['pipe = InsertPipeline.from_pretrained("path/or/hub-id")']
     lines += ['pipe(image="scene.jpg", object_image="thing.png").images[0].save("result.png")', "```", ""]
     made = [("Base", base), ("Data", ", ".join(datasets) or None), *_run_facts(record)]
-    facts = [(key, value) for key, value in made if value]
+    facts = [(key, value) for key, value in made if value is not None]
     if facts:
         lines += ["## How it was made", "", *(f"- {key}: {_inline(value)}" for key, value in facts), ""]
     if values:
@@ -122,11 +123,19 @@ def _last_values(path: Path | None) -> dict[str, float]:
 
 def _run_facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     facts: list[tuple[str, Any]] = []
-    argv = record.get("argv")
-    if argv:
-        facts.append(("Command", " ".join(argv) if isinstance(argv, list) else argv))
-    for key, label in (("git_sha", "Commit"), ("device", "Device"), ("started", "Started")):
-        if record.get(key):
+    parts = record.get("parts") or []
+    commands = dict.fromkeys(" ".join(p["argv"]) for p in parts if isinstance(p.get("argv"), list))
+    facts += [("Command", f"`{command}`") for command in commands]
+    for key, label in (
+        ("step", "Steps"),
+        ("parameters", "Parameters"),
+        ("trainable", "of which trained"),
+        ("precision", "Precision"),
+        ("seed", "Seed"),
+        ("device", "Device"),
+        ("git", "Commit"),
+    ):
+        if record.get(key) is not None:
             facts.append((label, record[key]))
     versions = record.get("versions")
     if isinstance(versions, Mapping):

@@ -12,7 +12,16 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(
-        json.dumps({"argv": ["train.py", "fit"], "git_sha": "abc", "versions": {"torch": "2.15"}, "device": "cpu"})
+        json.dumps(
+            {
+                "parts": [{"argv": ["train.py", "fit"]}, {"argv": ["train.py", "fit", "--resume"]}],
+                "git": "abc",
+                "versions": {"torch": "2.15"},
+                "device": "cpu",
+                "seed": 0,
+                "base_model": "owner/of-the-run",
+            }
+        )
     )
     rows = [{"step": 1, "val/loss": 0.5, "train/loss": 1.0}, {"step": 2, "val/loss": 0.25}]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -43,7 +52,10 @@ def test_card_says_what_it_is_and_how_well_it_does(run, tmp_path):
     assert front(text)["license"] == "apache-2.0"
     for line in (
         "# Pocket insert",
-        "- Command: train.py fit",
+        "- Command: `train.py fit`",
+        "- Command: `train.py fit --resume`",
+        "- Base: owner/base",
+        "- Seed: 0",
         "- Commit: abc",
         "- Versions: torch 2.15",
         "- Data: owner/data, procedural scenes",
@@ -53,6 +65,9 @@ def test_card_says_what_it_is_and_how_well_it_does(run, tmp_path):
     ):
         assert line in text
     assert "train/loss" not in text
+    assert front(write_card(tmp_path / "model", name="M", summary="s", run=run).read_text())["base_model"] == (
+        "owner/of-the-run"
+    )
 
 
 def test_card_without_a_run_claims_nothing(tmp_path):
