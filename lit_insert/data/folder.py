@@ -1,18 +1,21 @@
 """Triplets in a folder: ``{train,val,test}/metadata.csv`` (or ``.jsonl``) beside the pictures it names."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
 
 from lit_insert.data.decode import read_picture
-from lit_insert.data.loading import BrokenSample, sample_generator
+from lit_insert.data.loading import BrokenSample
 from lit_insert.data.transforms import TripletTransform
-from lit_insert.data.triplets import Triplet, TripletSample
+from lit_insert.data.triplets import Triplet
+from lit_insert.data.views import TripletViews
 from lit_insert.errors import InputError
 
 REQUIRED = ("triplet_id", "original_image_file_name", "target_image_file_name", "object_image_file_name")
@@ -116,7 +119,7 @@ def read_metadata(folder: Path) -> list[Record]:
     return records
 
 
-class TripletFolder:
+class TripletFolder(TripletViews):
     """Triplets of one split of a folder.
 
     Without a mask file the box stands in for the mask, and without a box the whole scene.
@@ -131,16 +134,22 @@ class TripletFolder:
         InputError: As `read_metadata`.
     """
 
-    def __init__(
-        self, folder: str | Path, transform: TripletTransform, seed: int = 0, train: bool = False
-    ) -> None:
+    def __init__(self, folder: str | Path, transform: TripletTransform, seed: int = 0, train: bool = False) -> None:
         self.records = read_metadata(Path(folder))
         self.transform, self.seed, self.train = transform, seed, train
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def triplet(self, index: int) -> Triplet:
+    def fingerprint(self) -> str:
+        """Names and sizes of all files."""
+        files = []
+        for record in self.records:
+            paths = (record.original, record.target, record.object, record.mask)
+            files.append((record.id, record.box, [p.stat().st_size for p in paths if p is not None and p.is_file()]))
+        return hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
+
+    def triplet(self, index: int, generator: torch.Generator | None = None) -> Triplet:
         """One triplet as stored.
 
         Raises:
@@ -159,8 +168,3 @@ class TripletFolder:
                 ImageDraw.Draw(mask).rectangle((x0, y0, x1 - 1, y1 - 1), fill=255)
         source, thing = read_picture(record.original), read_picture(record.object)
         return Triplet(source, target, thing, mask, record.instruction, record.id)
-
-    def sample(self, index: int, epoch: int) -> TripletSample:
-        """One triplet as tensors."""
-        generator = sample_generator(self.seed, epoch, index) if self.train else None
-        return self.transform(self.triplet(index), generator)

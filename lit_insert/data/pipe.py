@@ -1,11 +1,13 @@
 """Insertion triplets for training: PIPE from parquet or the hub, or a folder of triplets."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+from torch.utils.data import default_collate
 
 from lit_insert.data.crops import Background, CropRules
 from lit_insert.data.folder import TripletFolder, metadata_file
@@ -53,7 +55,7 @@ class PipeTripletDataModule(pl.LightningDataModule):
         object_size: Side of the reference picture in pixels, where ``image_processor`` does not say.
         image_processor: Folder or hub id of the CLIP image processor; CLIP's own values if not given.
         seed: Seed of the order and the augmentation.
-        augment: Crop (90-100 %) and flip scene and target together in training.
+        augment: Crop (90-100 %) and flip scene and target together in training; "flip" only flips.
         augment_reference: Flip, rotate, crop, recolour and blur the reference in training, against
             copy-paste.
         streaming: Read the parquet files in place, row group by row group, instead of a memory-mapped copy.
@@ -61,6 +63,7 @@ class PipeTripletDataModule(pl.LightningDataModule):
         val_fraction: Part of PIPE's train pictures held out for validation; 0 validates on its test split.
         drop_last: Leave out the last, smaller batch in training.
         max_broken_fraction: Largest fraction of the samples that may be unreadable before training stops.
+        square: Widen the cut-out object of PIPE to a square where the scene has room.
         background: Around the cut-out object of PIPE: keep, white or grey.
         min_side: PIPE objects with a shorter side in pixels are left out.
         min_area: PIPE objects covering a smaller fraction of the scene are left out.
@@ -79,13 +82,14 @@ class PipeTripletDataModule(pl.LightningDataModule):
         object_size: int = 224,
         image_processor: str | None = None,
         seed: int = 0,
-        augment: bool = True,
+        augment: bool | Literal["flip"] = True,
         augment_reference: bool = True,
         streaming: bool = False,
         shuffle_window: int = 1000,
         val_fraction: float = 0.01,
         drop_last: bool = False,
         max_broken_fraction: float = 0.02,
+        square: bool = True,
         background: Background = "keep",
         min_side: int = 32,
         min_area: float = 0.005,
@@ -104,8 +108,11 @@ class PipeTripletDataModule(pl.LightningDataModule):
         self.streaming, self.shuffle_window, self.val_fraction = streaming, shuffle_window, val_fraction
         self.size, self.object_size, self.image_processor = size, object_size, image_processor
         self.augment, self.augment_reference = augment, augment_reference
-        self.rules = CropRules(background=background, min_side=min_side, min_area=min_area, max_area=max_area)
+        self.rules = CropRules(
+            square=square, background=background, min_side=min_side, min_area=min_area, max_area=max_area
+        )
         self.revision, self.cache_dir = revision, cache_dir
+        self.train_view: Callable[[Any], Any] | None = None  # what stands in for the training set, if anything
         self._transform: TripletTransform | None = None
         self._datasets: dict[str, Triplets | None] = {}
         self._loaders: dict[str, ResumableLoader[PipeTripletBatch]] = {}
@@ -139,9 +146,7 @@ class PipeTripletDataModule(pl.LightningDataModule):
             from huggingface_hub import snapshot_download
 
             root = Path(
-                snapshot_download(
-                    self.path, repo_type="dataset", revision=self.revision, cache_dir=self.cache_dir
-                )
+                snapshot_download(self.path, repo_type="dataset", revision=self.revision, cache_dir=self.cache_dir)
             )
         if not any(metadata_file(root / s) for s in ("train", "val", "test")):
             raise InputError(
@@ -205,14 +210,15 @@ class PipeTripletDataModule(pl.LightningDataModule):
         order = None
         if isinstance(data, PipeTriplets):
             order = data.order(shuffle, self.shuffle_window, self.num_workers)
+        stand_in = self.train_view if train else None
         loader = resumable_loader(
-            data,
+            stand_in(data) if stand_in else data,
             self.batch_size,
             self.num_workers,
             self.seed,
             shuffle=shuffle,
             drop_last=train and self.drop_last,
-            collate_fn=collate_triplets,
+            collate_fn=default_collate if stand_in else collate_triplets,
             order=order,
             max_broken_fraction=self.max_broken_fraction,
             processed=partial(processed_batches, self) if train else None,

@@ -1,5 +1,6 @@
 """PIPE and PIPE_Masks as insertion triplets, read from local parquet or from the hub, whole or streamed."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from lit_insert.data.crops import CropRules, cut_object
 from lit_insert.data.decode import decode_picture
-from lit_insert.data.loading import SkippedSample, sample_generator
+from lit_insert.data.loading import SkippedSample
 from lit_insert.data.orders import BlockOrder, Order, PlainOrder
 from lit_insert.data.parquet_join import (
     KEY,
@@ -24,7 +25,8 @@ from lit_insert.data.parquet_join import (
     unit_hash,
 )
 from lit_insert.data.transforms import TripletTransform
-from lit_insert.data.triplets import Triplet, TripletSample
+from lit_insert.data.triplets import Triplet
+from lit_insert.data.views import TripletViews
 from lit_insert.errors import InputError
 
 SOURCE_COLUMNS = ("source_img", "target_img", *KEY)
@@ -92,7 +94,7 @@ def open_rows(
     return ArrowRows(table, columns, optional, title=source)
 
 
-class PipeTriplets:
+class PipeTriplets(TripletViews):
     """Triplets from joined rows of PIPE and PIPE_Masks; the object is cut from the target by the mask.
 
     Args:
@@ -123,6 +125,14 @@ class PipeTriplets:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def fingerprint(self) -> str:
+        """Names and numbers of all rows, and the crop rules."""
+        digest = hashlib.blake2b(self.pairs.tobytes(), digest_size=16)
+        for row, _ in self.pairs[:: max(1, len(self.pairs) // 1000)]:
+            digest.update(self.source.name(int(row)).encode())
+        digest.update(repr(self.rules).encode())
+        return digest.hexdigest()
 
     def order(self, shuffle: bool, window: int, num_workers: int) -> Order:
         """The order that suits the storage: any row at once, or row group by row group."""
@@ -171,9 +181,7 @@ class PipeTriplets:
         target = decode(row, "target_img", "RGB", lambda: self.source.name(row_number))
         source = decode(row, "source_img", "RGB", lambda: self.source.name(row_number))
         mask = decode(mask_row, "mask", "L", lambda: self.masks.name(mask_number))
-        crop = cut_object(
-            target, mask, self.rules, lambda reason: SkippedSample(name, reason), unit_hash("pad", *key)
-        )
+        crop = cut_object(target, mask, self.rules, lambda reason: SkippedSample(name, reason), unit_hash("pad", *key))
         return Triplet(source, target, crop.image, mask, self._instruction(row, generator), name)
 
     def _instruction(self, row: dict[str, Any], generator: torch.Generator | None) -> str:
@@ -183,11 +191,6 @@ class PipeTriplets:
         if generator is None:
             return texts[0]
         return texts[int(torch.randint(len(texts), (), generator=generator))]
-
-    def sample(self, index: int, epoch: int) -> TripletSample:
-        """One triplet as tensors."""
-        generator = sample_generator(self.seed, epoch, index) if self.train else None
-        return self.transform(self.triplet(index, generator), generator)
 
 
 def aligned(source: Rows, masks: Rows, title: str) -> np.ndarray:
@@ -199,9 +202,7 @@ def aligned(source: Rows, masks: Rows, title: str) -> np.ndarray:
         InputError: If the tables differ in length.
     """
     if len(source) != len(masks):
-        raise InputError(
-            f"{title}: {len(source)} rows but {len(masks)} masks; download both and set streaming: false"
-        )
+        raise InputError(f"{title}: {len(source)} rows but {len(masks)} masks; download both and set streaming: false")
     return np.stack([np.arange(len(source))] * 2, 1)
 
 

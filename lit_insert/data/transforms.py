@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -130,7 +131,7 @@ class TripletTransform:
     Args:
         size: Side of scene, target and mask in pixels.
         processor: CLIP preprocessing of the reference.
-        augment: Crop and flip scene and target when a generator is given.
+        augment: Crop and flip scene and target when a generator is given; "flip" only flips.
         augment_reference: Change the reference when a generator is given.
     """
 
@@ -138,7 +139,7 @@ class TripletTransform:
         self,
         size: int,
         processor: CLIPImageProcessor,
-        augment: bool = True,
+        augment: bool | Literal["flip"] = True,
         augment_reference: bool = True,
     ) -> None:
         self.size, self.processor = size, processor
@@ -156,8 +157,8 @@ class TripletTransform:
             pixels = change_reference(pixels, generator)
         return self.processor(pixels, return_tensors="pt").pixel_values[0]
 
-    def __call__(self, triplet: Triplet, generator: torch.Generator | None = None) -> TripletSample:
-        """Tensors of ``triplet``, augmented if ``generator`` is given."""
+    def __call__(self, triplet: Triplet, generator: torch.Generator | None = None, flip: bool = False) -> TripletSample:
+        """Tensors of ``triplet``, augmented if ``generator`` is given, else only flipped if ``flip``."""
         target = F.pil_to_tensor(triplet.target)
         height, width = target.shape[-2:]
         source = F.pil_to_tensor(triplet.source)
@@ -169,10 +170,12 @@ class TripletTransform:
         present = F.pil_to_tensor(mask) >= 128
         box = mask.point(lambda v: 255 * (v >= 128)).getbbox() or (0, 0, width, height)
 
-        scale, x, y, flip = 1.0, 0.5, 0.5, False
+        scale, x, y = 1.0, 0.5, 0.5
         if generator is not None and self.augment:
             draw = torch.rand(4, generator=generator).tolist()
-            scale, x, y, flip = 0.9 + 0.1 * draw[0], draw[1], draw[2], draw[3] < 0.5
+            flip = draw[3] < 0.5
+            if self.augment is True:
+                scale, x, y = 0.9 + 0.1 * draw[0], draw[1], draw[2]
         window = square_crop(width, height, box, scale, x, y)
         pair = _crop_to(torch.stack([source, target]), window, self.size, _BICUBIC)
         seen = _crop_to(present.float(), window, self.size, _BILINEAR) >= 0.5
