@@ -23,7 +23,8 @@ class CropRules:
             around their edges; 128 gives the exact box where "not zero" is off by several pixels.
         pad_min: Smallest margin around the box, as a fraction of its longer side.
         pad_max: Largest margin; the margin of an object is fixed by its id.
-        square: Widen the picture to a square where the scene has room.
+        square: Widen the picture to a square where the scene has room: CLIP's preprocessing keeps the central square
+            only, and would cut the head off a standing person.
         background: Pixels outside the mask: keep them, or make them white or grey.
         min_side: Objects with a shorter side in pixels are dropped.
         min_area: Objects covering a smaller fraction of the scene are dropped.
@@ -34,7 +35,7 @@ class CropRules:
     threshold: int = 128
     pad_min: float = 0.05
     pad_max: float = 0.10
-    square: bool = False
+    square: bool = True
     background: Background = "keep"
     min_side: int = 32
     min_area: float = 0.005

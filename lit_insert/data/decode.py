@@ -46,9 +46,7 @@ def decode_picture(value: Any, name: str, mode: Literal["RGB", "L"] = "RGB") -> 
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise BrokenSample(
-                    name, f"{file.width}x{file.height} pixels is over the limit of {MAX_PIXELS}"
-                )
+                raise BrokenSample(name, f"{file.width}x{file.height} pixels is over the limit of {MAX_PIXELS}")
             file.load()
             image = ImageOps.exif_transpose(file)
     except BrokenSample:

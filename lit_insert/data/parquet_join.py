@@ -28,14 +28,19 @@ class Rows(Protocol):
     def name(self, index: int) -> str:
         """Where the row is stored, for messages."""
 
-    def keys(self) -> Iterator[tuple[str, str, str]]:
+    def join_keys(self) -> Iterator[tuple[str, str, str]]:
         """The join key of every row, in order; reads no image."""
 
 
-def parquet_files(folder: Path, split: str) -> list[Path]:
+def parquet_files(folder: Path, split: str, *, missing_ok: bool = False) -> list[Path]:
     """The parquet files of a split: named ``split-*.parquet`` or in a folder ``split``.
 
     Files that name no split at all are the training split.
+
+    Args:
+        folder: Searched with its subfolders.
+        split: "train", "val" or "test".
+        missing_ok: Return an empty list if there is no file of this split.
 
     Raises:
         InputError: If the folder holds no parquet file, or none of this split.
@@ -51,7 +56,7 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
         return None
 
     found = [p for p in files if (split_of(p) or "train") == split]
-    if not found:
+    if not found and not missing_ok:
         there = ", ".join(sorted({split_of(p) or "train" for p in files}))
         raise InputError(f"{folder}: no parquet file of split {split!r}; there is {there}")
     return found
@@ -141,9 +146,7 @@ class ParquetRows:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.files[file]}: row group {within} cannot be read: {reason}") from error
         self._groups[group] = table
-        while (
-            len(self._groups) > 2 and sum(map(len, self._groups.values())) - self._oldest() >= self.cache_rows
-        ):
+        while len(self._groups) > 2 and sum(map(len, self._groups.values())) - self._oldest() >= self.cache_rows:
             self._groups.popitem(last=False)
         return table
 
@@ -162,7 +165,7 @@ class ParquetRows:
         first = next(g for g, place in enumerate(self._places) if place[0] == file)
         return f"{self.files[file]} row {index - int(self._starts[first])}"
 
-    def keys(self) -> Iterator[tuple[str, str, str]]:
+    def join_keys(self) -> Iterator[tuple[str, str, str]]:
         """The join key of every row; reads the key columns only."""
         for path in self.files:
             parquet = self._file(path)
@@ -215,7 +218,7 @@ class ArrowRows:
         """Title and row, for messages."""
         return f"{self.title} row {index}"
 
-    def keys(self) -> Iterator[tuple[str, str, str]]:
+    def join_keys(self) -> Iterator[tuple[str, str, str]]:
         """The join key of every row; reads the key columns only."""
         if missing := [c for c in KEY if c not in self._all.column_names]:
             raise InputError(f"{self.title}: no column {missing[0]!r} to join on")
@@ -241,14 +244,14 @@ def unit_hash(*parts: str) -> float:
 def _scan(rows: Rows, title: str) -> tuple[np.ndarray, np.ndarray]:
     """Per row a 64-bit hash of its key and the split number of its picture; no key may come twice."""
     hashes, splits = np.empty(len(rows), np.uint64), np.empty(len(rows))
-    for number, key in enumerate(rows.keys()):
+    for number, key in enumerate(rows.join_keys()):
         digest = hashlib.blake2b("\x1f".join(key).encode(), digest_size=8).digest()
         hashes[number] = int.from_bytes(digest, "little")
         splits[number] = unit_hash(key[0], key[1])
     order = np.argsort(hashes, kind="stable")
     twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
     if len(twice):
-        key = next(k for n, k in enumerate(rows.keys()) if n == twice[0])
+        key = next(k for n, k in enumerate(rows.join_keys()) if n == twice[0])
         raise InputError(f"{title}: the key {'/'.join(key)} comes twice; remove one of the rows")
     return hashes, splits
 

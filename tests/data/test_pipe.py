@@ -341,7 +341,8 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_two_killed_ranks_resume_exactly(tmp_path, workers=2):
+def test_two_killed_ranks_resume_exactly(tmp_path):
+    workers = 2
     keys = write_pipe(tmp_path)
     write_pipe(tmp_path, 6, "test", files=1)
     codes, errors = run_two_nodes(tmp_path, tmp_path / "whole", workers, 99, False, free_port())
