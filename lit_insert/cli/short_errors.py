@@ -24,7 +24,8 @@ class ShortErrorParser(LightningArgumentParser):
     """A parser that takes no abbreviations and answers mistakes with one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        usage = "train.py fit|validate|test|predict [--config FILE ...] [--out DIR] [--KEY VALUE ...]"
+        super().__init__(*args, **{"allow_abbrev": False, "usage": usage, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print ``error: …`` and exit with status 2."""
@@ -33,11 +34,17 @@ class ShortErrorParser(LightningArgumentParser):
         print(f"error: {shorten(message, self)}", file=sys.stderr)
         sys.exit(2)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The run's own options, then the parser's help."""
+        text = super().format_help(*args, **kwargs)
+        if not any("--trainer.max_steps" in action.option_strings for action in self._actions):
+            return text  # help for one class
         width = max(map(len, RUN_OPTIONS)) + 2
-        own = "".join(f"  {name:<{width}}{text}\n" for name, text in RUN_OPTIONS.items())
-        return f"run options:\n{own}\n{super().format_help()}"
+        own = "".join(f"  {name:<{width}}{told}\n" for name, told in RUN_OPTIONS.items())
+        data = [name for name in short_names() if name.endswith("DataModule")]
+        models = [name for name, path in short_names().items() if path.split(".")[-2] == "module"]
+        classes = f"  --model {'|'.join(models)}\n  --data {'|'.join(data)}\n"
+        return f"run options:\n{own}\nclasses (see --model.help CLASS):\n{classes}\n{text}"
 
 
 def meant(word: str, known: Iterable[str]) -> str:
@@ -101,8 +108,8 @@ def _value_error(message: str, path: str) -> str:
     ):
         words = list(dict.fromkeys(w.strip(" '") for c in choices for w in c.split(",")))
         return f"{path}: {value!r} is none of {', '.join(words)}{meant(value, words)}"
-    if kinds := [k for k in dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", flat)) if k != "NoneType"]:
-        names = " or ".join(k.rsplit(".", 1)[-1] for k in kinds)
+    kinds: dict[str, None] = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", flat))
+    if names := " or ".join(k.rsplit(".", 1)[-1] for k in kinds if k != "NoneType"):
         return f"{path}: expected {names}, got {value!r}"
     flat = flat.removeprefix(f'Parser key "{path}": ')
     return f"{path + ': ' if path else ''}{flat}"[:400]

@@ -177,10 +177,21 @@ class TrainCLI(LightningCLI):
         read_checkpoint(given, mmap=True)
         return Path(given)
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what a constructor raises comes out as it was raised."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse wraps it in a text about the types it has tried
+            inner: BaseException = error
+            while inner.__cause__ is not None and not isinstance(inner, InputError):
+                inner = inner.__cause__
+            raise inner from None
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: record, progress, metrics, written predictions."""
         config = self._get(self.config_init, "trainer")
-        out, extra = self.options.out, []
+        out = self.options.out
+        extra: list[pl.Callback] = []
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in own):

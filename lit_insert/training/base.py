@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_insert import __version__
 from lit_insert.diffusion.noise import step_generator
 from lit_insert.errors import InputError
+from lit_insert.images import image_grid
 from lit_insert.training import parameters
 from lit_insert.training.parameters import frozen as frozen
 from lit_insert.training.watch import LossWatch
@@ -115,6 +116,11 @@ class BaseModule(pl.LightningModule):
         seeds = step_generator(self.noise_seed, self.global_rank, number)
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=seeds)))
         return step_generator(self.noise_seed, self.global_rank, number, self.device)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """By default, each sample's row of `sample_grid` as one picture."""
+        rows = self.sample_grid(batch, self._generator(-1 - batch_idx))
+        return {"id": list(batch["id"]), "image": [image_grid([row]) for row in rows]}
 
     def train(self, mode: bool = True) -> "BaseModule":
         """Switch to training mode, except for what `frozen` marked."""

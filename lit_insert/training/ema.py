@@ -155,7 +155,7 @@ def averaged_state(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], bo
     return state, False
 
 
-def averaged(trainer: pl.Trainer) -> AbstractContextManager[None]:
+def averaged(trainer: Any) -> AbstractContextManager[None]:
     """Context in which the model holds the average, if the trainer has one; else does nothing."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
     return ema.averaged(trainer.lightning_module) if ema else nullcontext()

@@ -57,8 +57,8 @@ class SampleGrid(pl.Callback):
             trainer.strategy.barrier("samples")
 
     @torch.no_grad()
-    def draw(self, trainer: pl.Trainer, pl_module: Any) -> Path | None:
-        """Draw one grid now; returns its file, or None if there is no validation data."""
+    def draw(self, trainer: Any, pl_module: Any) -> Path | None:
+        """Draw one grid now; returns its file, or None without validation data or in a dry run."""
         if self._batch is None:
             self._batch = first_samples(trainer, self.num_samples)
         if self._batch is None:
@@ -71,10 +71,12 @@ class SampleGrid(pl.Callback):
             with trainer.precision_plugin.forward_context():
                 rows = pl_module.sample_grid(batch, generator)
         picture = image_grid(rows)
+        if trainer.fast_dev_run:
+            return None
         step = trainer.global_step
         path = save_image(picture, Path(trainer.default_root_dir) / "samples" / f"step-{step:07d}.png")
         for logger in trainer.loggers:
-            writer = getattr(logger, "experiment", None)
+            writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_image"):
                 writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
         return path
@@ -93,7 +95,7 @@ def evaluating(module: torch.nn.Module) -> Any:
             m.training = mode
 
 
-def first_samples(trainer: pl.Trainer, count: int) -> Any:
+def first_samples(trainer: Any, count: int) -> Any:
     """The first validation samples as a batch, read in this process and apart from the loop's own loader."""
     source = trainer.datamodule or trainer.lightning_module
     loader = trainer.val_dataloaders if trainer.val_dataloaders is not None else source.val_dataloader()
