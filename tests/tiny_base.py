@@ -23,9 +23,9 @@ def write_base(folder, *, text=True, own_adapter=False, channels=8, prediction="
     unet.save_pretrained(folder / "unet")
     parts["image_encoder"].save_pretrained(folder / "image_encoder")
     parts["feature_extractor"].save_pretrained(folder / "feature_extractor")
-    DDPMScheduler(
-        1000, prediction_type=prediction, rescale_betas_zero_snr=zero_snr, clip_sample=False
-    ).save_pretrained(folder / "scheduler")
+    DDPMScheduler(1000, prediction_type=prediction, rescale_betas_zero_snr=zero_snr, clip_sample=False).save_pretrained(
+        folder / "scheduler"
+    )
     if own_adapter:
         parts["embedding_optimizer"].save_pretrained(folder / "embedding_optimizer")
     if text:
@@ -40,9 +40,7 @@ def write_text(folder):
     raw.mkdir(parents=True)
     (raw / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (raw / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(
-        str(raw / "vocab.json"), str(raw / "merges.txt"), model_max_length=TEXT_LENGTH
-    ).save_pretrained(raw)
+    CLIPTokenizer(str(raw / "vocab.json"), str(raw / "merges.txt"), model_max_length=TEXT_LENGTH).save_pretrained(raw)
     torch.manual_seed(2)
     config = CLIPTextConfig(
         vocab_size=len(words),

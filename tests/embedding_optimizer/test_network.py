@@ -59,7 +59,9 @@ def test_output_starts_at_the_scale_of_text_states():
     assert float(out.detach().std()) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize(("null", "stored", "trains"), [("learned", 1, True), ("text_empty", 1, False), ("zeros", 0, False)])
+@pytest.mark.parametrize(
+    ("null", "stored", "trains"), [("learned", 1, True), ("text_empty", 1, False), ("zeros", 0, False)]
+)
 def test_null_kinds(null, stored, trains):
     net = make("perceiver", null=null)
     assert sum("null" in key for key in net.state_dict()) == stored

@@ -98,7 +98,9 @@ def test_wrong_files_are_refused_with_name_and_reason(tmp_path):
     good = to_original(legacy())
     assert "holds pickled Python objects" in refusal({"a": Code()})
     assert "neither" in refusal([1, 2])
-    assert "lacks 1 weights for mode legacy: mlp_fc4.bias" in refusal({k: v for k, v in good.items() if k != "mlp_fc4.bias"})
+    assert "lacks 1 weights for mode legacy: mlp_fc4.bias" in refusal(
+        {k: v for k, v in good.items() if k != "mlp_fc4.bias"}
+    )
     assert "has unknown 1 weights" in refusal({**good, "extra": torch.zeros(1)})
     assert "mlp_fc4.bias has shape (3,)" in refusal({**good, "mlp_fc4.bias": torch.zeros(3)})
     assert "lacks" in refusal(to_original(adapter("ip", unet())))
