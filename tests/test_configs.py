@@ -62,7 +62,7 @@ def offline(path: Path) -> bool:
 def test_runs_one_step_of_everything(path, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     validation = check_yaml(path).get("trainer", {}).get("limit_val_batches", 1)
-    small = ["--trainer.max_steps=1", "--trainer.limit_train_batches=1", "--data.batch_size=2"]
+    small = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.batch_size=2"]
     quiet = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_model_summary=false"]
     main([
         *("fit", f"--config={path}", "--out=run", *small, *quiet, "--trainer.strategy=auto"),

@@ -139,7 +139,7 @@ def _classes() -> list[str]:
     names = list(short_names())
     todo: list[type] = [pl.LightningModule, pl.LightningDataModule, pl.Callback, Optimizer, LRScheduler]
     while todo:
-        kinds = todo.pop().__subclasses__()
-        names += [k.__name__ for k in kinds if not k.__name__.startswith("_")]
-        todo += kinds
+        below: list[type] = todo.pop().__subclasses__()
+        names += [k.__name__ for k in below if not k.__name__.startswith("_")]
+        todo += below
     return names
