@@ -4,6 +4,7 @@ Lightning saves the loader state of rank 0 only and hands it to every rank. That
 state says how far *every* rank has come and each rank derives its own samples from it.
 """
 
+import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,6 +161,11 @@ class _Collate:
         return (self.collate(samples) if samples else None), failures
 
 
+def _settle(worker: int) -> None:
+    """Keep the garbage collector of a forked worker from writing to, and so copying, what its parent has loaded."""
+    gc.freeze()
+
+
 class ResumableLoader(Generic[Batch]):
     """Batches of one rank, with ``state_dict``/``load_state_dict`` that Lightning saves and restores.
 
@@ -214,6 +220,7 @@ class ResumableLoader(Generic[Batch]):
             collate_fn=_Collate(collate_fn),  # type: ignore[arg-type]
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_settle,
             generator=torch.Generator(),  # else every epoch's start would draw from the global stream
         )
 

@@ -64,7 +64,8 @@ def tiny_pipeline(folder):
         )
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=64, in_channels=9, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        sample_size=64, in_channels=9, out_channels=4,
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=16, attention_head_dim=4,
     )  # fmt: skip
