@@ -40,6 +40,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
         InputError: If ``size`` is outside 32..128.
     """
 
+    views, endless = 1, ""
     _FIRST: ClassVar = {"train": 0, "val": 1 << 40, "test": 1 << 41}
 
     def __init__(
