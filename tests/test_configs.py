@@ -74,3 +74,15 @@ def test_runs_one_step_of_everything(path, tmp_path, monkeypatch, capfd):
     if validation:  # a dry run always validates
         main(["fit", f"--config={path}", "--config=debug/fast_dev_run.yaml", *small[2:], *quiet])
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_configuration_in_the_documentation_parses(tmp_path, capfd):
+    page = (CONFIGS.parent / "docs/distributed.md").read_text()
+    blocks = page.split("```yaml\n")[1:]
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "block.yaml"
+        file.write_text(block.split("```")[0])
+        config = printed(capfd, f"--config={CONFIGS / 'pocket/vae.yaml'}", f"--config={file}")
+        assert config["trainer"]["strategy"]["class_path"].endswith("FSDPStrategy")
+        assert config["ema"]["decay"] == 0

@@ -138,7 +138,7 @@ class TrainCLI(LightningCLI):
             if options.command in ("predict", "export"):
                 raise InputError(f"--out DIR is missing: {options.command} writes into it")
         elif not self._dry:
-            if self._fits and not options.resume and rank() == 0 and runs.is_run(options.out):
+            if self._fits and not options.resume and rank() == 0 and runs.has_checkpoint(options.out):
                 raise InputError(f"--out {options.out}: run exists; pass --resume or another --out")
             config.trainer.default_root_dir = str(options.out)
         self._settle_logger(config.trainer)

@@ -160,12 +160,20 @@ class BaseModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log gradient norm and learning rates, and stop on a gradient that is not finite."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = self._whole(nn.utils.get_total_norm(grads))
         self._watch.check(norm, self.trainer)
         self.log("train/grad_norm", norm)
         rates = {str(g.get("name", i)): g["lr"] for i, g in enumerate(optimizer.param_groups)}
         rates = {k: v for k, v in rates.items() if not k.endswith("/no_decay") or k[:-9] not in rates}
         self.log_dict({f"lr/{k}" if len(rates) > 1 else "lr": float(v) for k, v in rates.items()})
+
+    def _whole(self, norm: Tensor) -> Tensor:
+        """Norm over all ranks where each holds a part of the gradient."""
+        if hasattr(norm, "full_tensor"):
+            return norm.full_tensor()
+        if sharded(self.trainer.strategy):
+            return self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
+        return norm
 
     # Checkpoints
 

@@ -37,12 +37,17 @@ def checkpoint_of(run: Path, *, best: bool = False) -> Path:
     for name in (BEST, LAST) if best else (LAST,):
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{run}: has no checkpoints/{LAST}; nothing to continue from")
+    raise InputError(f"{run}: has no checkpoints/{LAST} to continue from; start the run without --resume")
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run was started in a folder."""
-    return (folder / "config.yaml").exists() or (folder / "checkpoints" / LAST).exists()
+    return (folder / "config.yaml").exists() or has_checkpoint(folder)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run got as far as a checkpoint, so that starting it anew would lose something."""
+    return any((folder / "checkpoints" / name).exists() for name in (LAST, BEST))
 
 
 def changed_keys(old: Any, new: Any, above: str = "") -> list[tuple[str, Any, Any]]:

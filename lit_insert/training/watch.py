@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lit_insert.errors import InputError
@@ -44,7 +43,7 @@ class LossWatch:
             InputError: If the loss or the gradient is NaN or infinite.
         """
         scaled = trainer.precision == "16-mixed"  # its scaler overflows on purpose and skips such steps itself
-        shared = trainer.world_size > 1 and isinstance(trainer.strategy, DDPStrategy) and not scaled
+        shared = trainer.world_size > 1 and not scaled
         self.flush()
         self._pending = _Step(trainer.global_step, None if scaled else norm, self._losses, shared)
         self._losses = []

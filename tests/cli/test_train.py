@@ -226,7 +226,7 @@ def test_bad_checkpoints_get_one_line(run, capfd):
     assert told.startswith("a/checkpoints/last.ckpt: cannot be read (2000 bytes; truncated or damaged)")
     assert "truncated" in mistake(capfd, *FIT, "--out=b", "--init_from=a")
     last.unlink()
-    assert "nothing to continue from" in mistake(capfd, "fit", "--out=a", "--resume", "--trust_config=toy")
+    assert "start the run without --resume" in mistake(capfd, "fit", "--out=a", "--resume", "--trust_config=toy")
 
 
 def test_ranks_that_a_launcher_started_do_not_take_the_run_for_an_old_one(run, capfd, monkeypatch):
@@ -273,3 +273,9 @@ def test_help_does_not_import_what_it_does_not_need():
 def test_an_error_in_a_process_of_its_own_has_its_status():
     output = finish(start(*FIT, "--out=z", "--model.widht=3"), 2)
     assert output == "error: model.widht: toy.ToyModule has no such argument; did you mean width?\n"
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_start_again(capfd):
+    call(capfd, *FIT, "--out=a", "--model.nan_at=s3", "--data.batch_size=22", status=2)
+    call(capfd, *FIT, "--out=a")
+    assert json.loads(Path("a/run.json").read_text())["status"] == "finished"

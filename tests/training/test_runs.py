@@ -61,7 +61,7 @@ def test_what_a_run_is(run, tmp_path):
     assert not is_run(tmp_path)
     assert checkpoint_of(run[0], best=True).name == "best.ckpt"
     assert checkpoint_of(run[0]).name == "last.ckpt"
-    with pytest.raises(InputError, match="nothing to continue from"):
+    with pytest.raises(InputError, match="to continue from; start the run without"):
         checkpoint_of(tmp_path)
 
 
