@@ -114,11 +114,20 @@ class EmbeddingOptimizerModule(BaseModule):
         self.tuned = parts.tuned
         for name in self.tuned:
             self.unet.get_parameter(name).requires_grad_(True)
-        self.image_encoder.requires_grad_(train_image_encoder)
+        if train_image_encoder:
+            self._train_image_encoder()
         self.embedding_optimizer.requires_grad_(True).train()
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.quarters = nn.ModuleList(MeanMetric() for _ in range(QUARTERS))
+
+    def _train_image_encoder(self) -> None:
+        """Train what of the encoder the adapter reads; DDP refuses parameters that get no gradient."""
+        names, weights = zip(*self.image_encoder.requires_grad_(True).named_parameters(), strict=True)
+        side = self.image_encoder.config.image_size
+        tokens = self.embedding_optimizer.encode_image(self.image_encoder, torch.zeros(1, 3, side, side))
+        for name, grad in zip(names, torch.autograd.grad(tokens.sum(), weights, allow_unused=True), strict=True):
+            self.image_encoder.get_parameter(name).requires_grad_(grad is not None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The adapter (and image encoder, if trained) at the learning rate, the UNet's part at its multiple.

@@ -12,14 +12,14 @@ from lit_insert.embedding_optimizer.ip_adapter import IPAdapter
 
 Mode = Literal["perceiver", "legacy", "ip", "ip_plus"]
 Feature = Literal["last", "penultimate", "pooled"]
-Null = Literal["learned", "zeros", "text_empty"]
+NullKind = Literal["learned", "zeros", "text_empty"]
 
 
 class _Defaults(NamedTuple):
     feature: Feature
     num_tokens: int
     depth: int
-    null: Null
+    null_kind: NullKind
 
 
 DEFAULTS: dict[str, _Defaults] = {
@@ -123,8 +123,9 @@ class EmbeddingOptimizer(ModelMixin, ConfigMixin):
         ffn_ratio: Feed-forward width in multiples of ``hidden_dim``.
         feature: Which image tokens are read: "last" or "penultimate" hidden states, or the "pooled" embedding;
             by default "last", for "ip" pooled and for "ip_plus" penultimate.
-        null: "learned", "zeros", or "text_empty" (the text encoder's states of the empty prompt, saved with the
-            weights; set by :meth:`set_null`). Learned by default, for "legacy" zeros, for the ip modes text_empty.
+        null_kind: What "no object" is: "learned", "zeros", or "text_empty" (the text encoder's states of the empty
+            prompt, saved with the weights; set by :meth:`set_null`). Learned by default, for "legacy" zeros, for
+            the ip modes text_empty.
         mode: "perceiver", "legacy", "ip" or "ip_plus".
         query_seed: Seed of the fixed queries in legacy mode.
         layer_dims: Widths of the UNet's cross-attention layers, for the ip modes.
@@ -149,7 +150,7 @@ class EmbeddingOptimizer(ModelMixin, ConfigMixin):
         heads: int = 12,
         ffn_ratio: float = 4.0,
         feature: Feature | None = None,
-        null: Null | None = None,
+        null_kind: NullKind | None = None,
         mode: Mode = "perceiver",
         query_seed: int = 0,
         layer_dims: list[int] | None = None,
@@ -159,18 +160,20 @@ class EmbeddingOptimizer(ModelMixin, ConfigMixin):
         super().__init__()
         _check("mode", mode, tuple(DEFAULTS))
         feature = feature or DEFAULTS[mode].feature
-        null = null or DEFAULTS[mode].null
+        null_kind = null_kind or DEFAULTS[mode].null_kind
         num_tokens, depth = num_tokens or DEFAULTS[mode].num_tokens, depth or DEFAULTS[mode].depth
         _check("feature", feature, ("last", "penultimate", "pooled"))
-        _check("null", null, ("learned", "zeros", "text_empty"))
-        self.register_to_config(feature=feature, null=null, num_tokens=num_tokens, depth=depth)
+        _check("null_kind", null_kind, ("learned", "zeros", "text_empty"))
+        self.register_to_config(feature=feature, null_kind=null_kind, num_tokens=num_tokens, depth=depth)
         hidden = hidden_dim or output_dim
         decoupled = mode in ("ip", "ip_plus")
         if mode == "legacy":
             self.legacy = LegacyPooling(input_dim, output_dim, num_tokens, query_seed)
         elif decoupled:
-            if null != "text_empty":
-                raise ValueError(f"null is {null!r}; mode {mode} keeps the empty prompt's states: use text_empty")
+            if null_kind != "text_empty":
+                raise ValueError(
+                    f"null_kind is {null_kind!r}; mode {mode} keeps the empty prompt's states: use text_empty"
+                )
             if (feature == "pooled") != (mode == "ip"):
                 raise ValueError(f"feature is {feature!r}; mode ip reads pooled, ip_plus last or penultimate")
             self.ip = IPAdapter(
@@ -188,11 +191,11 @@ class EmbeddingOptimizer(ModelMixin, ConfigMixin):
             self.proj_out = nn.Linear(hidden, output_dim)
             self.norm_out = nn.LayerNorm(output_dim)
         empty = torch.zeros(1, text_tokens if decoupled else num_tokens, output_dim)
-        if null == "learned":
+        if null_kind == "learned":
             self.null_embedding = nn.Parameter(empty)
         else:
             # A legacy file holds the 14 tensors and nothing else.
-            self.register_buffer("null_embedding", empty, persistent=null == "text_empty")
+            self.register_buffer("null_embedding", empty, persistent=null_kind == "text_empty")
 
     @property
     def feature(self) -> str:

@@ -140,7 +140,7 @@ def make_adapter(
         "input_dim": vision.projection_dim if feature == "pooled" else vision.hidden_size,
         "output_dim": unet.config["cross_attention_dim"],
     }
-    states = _null_states(base) if (config.get("null") or DEFAULTS[mode].null) == "text_empty" else None
+    states = _null_states(base) if (config.get("null_kind") or DEFAULTS[mode].null_kind) == "text_empty" else None
     if mode in ("ip", "ip_plus"):
         sizes["layer_dims"] = [layer.to_k.out_features for layer in cross_attention_layers(unet)]
         sizes["text_tokens"] = 77 if states is None else states.shape[1]
@@ -171,7 +171,7 @@ def _null_states(base: str) -> Tensor:
         return own.null_embedding.detach()
     raise InputError(
         f"{base} has neither text_encoder/ nor embedding_optimizer/, so there are no states of the empty prompt; "
-        "give a base that has one of them, or (perceiver and legacy) set adapter.null to learned or zeros"
+        "give a base that has one of them, or (perceiver and legacy) set adapter.null_kind to learned or zeros"
     )
 
 

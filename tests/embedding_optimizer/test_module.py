@@ -257,4 +257,6 @@ def test_image_encoder_trains_if_asked(base):
     net.compute_loss(scenes(), seeded(0))["loss"].backward()
     encoder = dict(net.image_encoder.named_parameters())
     assert encoder["vision_model.embeddings.patch_embedding.weight"].grad.any()
+    assert all((p.grad is not None) is p.requires_grad for p in encoder.values())
+    assert not encoder["visual_projection.weight"].requires_grad  # nothing reads it
     assert "image_encoder" in {g["name"] for g in net.parameter_groups()}

@@ -39,7 +39,7 @@ def test_save_and_load(mode, tmp_path):
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1)
-        if net.config["null"] != "zeros":
+        if net.config["null_kind"] != "zeros":
             net.null_embedding.normal_()
     net.save_pretrained(tmp_path)
     again = EmbeddingOptimizer.from_pretrained(tmp_path)
@@ -63,7 +63,7 @@ def test_output_starts_at_the_scale_of_text_states():
     ("null", "stored", "trains"), [("learned", 1, True), ("text_empty", 1, False), ("zeros", 0, False)]
 )
 def test_null_kinds(null, stored, trains):
-    net = make("perceiver", null=null)
+    net = make("perceiver", null_kind=null)
     assert sum("null" in key for key in net.state_dict()) == stored
     assert ("null_embedding" in dict(net.named_parameters())) is trains
     assert not net.null(2).any()
@@ -78,10 +78,10 @@ def test_null_kinds(null, stored, trains):
     ("options", "reason"),
     [
         ({"feature": "first"}, "feature is 'first'"),
-        ({"null": "none"}, "null is 'none'"),
+        ({"null_kind": "none"}, "null_kind is 'none'"),
         ({"mode": "magic"}, "mode is 'magic'"),
         ({"heads": 5}, "heads=5 does not divide"),
-        ({"mode": "ip", "null": "learned"}, "use text_empty"),
+        ({"mode": "ip", "null_kind": "learned"}, "use text_empty"),
         ({"mode": "ip", "feature": "last"}, "ip reads pooled"),
         ({"mode": "ip_plus", "feature": "pooled"}, "ip_plus last or penultimate"),
     ],

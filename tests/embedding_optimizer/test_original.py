@@ -44,10 +44,10 @@ def test_legacy_round_trip(tmp_path, name):
     net, path = legacy(), tmp_path / name
     save_original(net, path)
     again = adapter_from_original(path, num_tokens=5)
-    assert again.config["null"] == "zeros"
+    assert again.config["null_kind"] == "zeros"
     x = torch.randn(2, 9, 24)
     assert torch.equal(again(x), net(x))
-    other = legacy(null="learned")
+    other = legacy(null_kind="learned")
     with torch.no_grad():
         for p in other.parameters():
             p.zero_()

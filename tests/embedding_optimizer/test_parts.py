@@ -40,20 +40,20 @@ def test_sizes_follow_the_base(base):
 
 
 def test_empty_prompt_null_comes_from_the_text_encoder_and_is_saved(base, tmp_path):
-    net = load_parts(base, adapter={"heads": 4, "null": "text_empty"}).embedding_optimizer
+    net = load_parts(base, adapter={"heads": 4, "null_kind": "text_empty"}).embedding_optimizer
     states = empty_prompt_states(base)
     assert net.config["num_tokens"] == TEXT_LENGTH
     assert torch.equal(net.null(2), states.expand(2, -1, -1))
     net.save_pretrained(tmp_path)
     assert torch.equal(EmbeddingOptimizer.from_pretrained(tmp_path).null(1), states)
-    assert "shape" in refusal(base, adapter={"heads": 4, "null": "text_empty", "num_tokens": 5})
+    assert "shape" in refusal(base, adapter={"heads": 4, "null_kind": "text_empty", "num_tokens": 5})
 
 
 def test_without_text_encoder_the_base_adapters_null_is_taken(bare, tmp_path):
     assert "neither text_encoder/ nor embedding_optimizer/" in refusal(bare, adapter={"mode": "ip"})
     folder = write_base(tmp_path, text=False, own_adapter=True)
     own = load_parts(str(folder)).embedding_optimizer
-    net = load_parts(str(folder), adapter={"heads": 4, "null": "text_empty"}).embedding_optimizer
+    net = load_parts(str(folder), adapter={"heads": 4, "null_kind": "text_empty"}).embedding_optimizer
     assert own.null(1).any()
     assert torch.equal(net.null(1), own.null(1))
 

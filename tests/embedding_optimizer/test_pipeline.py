@@ -287,10 +287,12 @@ def test_saved_folder_gives_identical_images(pipe, tmp_path):
     assert not loaded.unet.training
 
 
-@pytest.mark.parametrize("adapter", [{"mode": "legacy", "output_dim": 32}, {"null": "text_empty"}, {"null": "zeros"}])
+@pytest.mark.parametrize(
+    "adapter", [{"mode": "legacy", "output_dim": 32}, {"null_kind": "text_empty"}, {"null_kind": "zeros"}]
+)
 def test_every_kind_of_adapter_survives_saving(adapter, tmp_path):
     parts = components(**adapter)
-    if adapter.get("null") == "zeros" or adapter.get("mode"):
+    if adapter.get("null_kind") == "zeros" or adapter.get("mode"):
         parts["embedding_optimizer"].null_embedding.data.zero_()
     pipe = InsertPipeline(**parts)
     pipe.save_pretrained(tmp_path / "model")
