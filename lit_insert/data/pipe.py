@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from lit_insert.data.crops import Background, CropRules
 from lit_insert.data.folder import TripletFolder, metadata_file
 from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader
+from lit_insert.data.parquet_join import parquet_files
 from lit_insert.data.pipe_rows import (
     INSTRUCTIONS,
     MASK_COLUMNS,
@@ -130,8 +131,10 @@ class PipeTripletDataModule(pl.LightningDataModule):
         if self.masks is None:
             self._root()
         elif not self.streaming:
+            here = Path(self.path)
             for split in ("train", "test"):
-                self._open(split)
+                if not here.is_dir() or parquet_files(here, split, missing_ok=True):
+                    self._open(split)
 
     def setup(self, stage: str) -> None:
         """Open the splits of a stage and check their metadata."""

@@ -260,6 +260,17 @@ def test_hyperparameters_are_plain_values(triplets):
     assert data.hparams["size"] == 32
 
 
+def test_preparing_converts_the_splits_that_there_are(tmp_path):
+    write_pipe(tmp_path, 10)
+    data = pipe_module(tmp_path, val_fraction=0.4)
+    data.prepare_data()
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    data.setup("fit")
+    assert len(data.dataset("train")) + len(data.dataset("val")) == 10
+    with pytest.raises(InputError, match="no parquet file of split 'test'"):
+        data.setup("test")
+
+
 def test_overfitting_does_not_shuffle(triplets):
     data = PipeTripletDataModule(str(triplets), **SMALL)
     module = Recorder()
@@ -329,7 +340,7 @@ def run_two_nodes(root, out, workers, stop, resume, port):
         }  # fmt: skip
         command = [sys.executable, "-c", RUN, str(root), str(out), str(workers), str(stop), str(int(resume))]
         runs.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    results = [run.communicate(timeout=240)[1] for run in runs]
+    results = [run.communicate(timeout=500)[1] for run in runs]
     return [run.returncode for run in runs], results
 
 
@@ -341,6 +352,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.timeout(600)
 def test_two_killed_ranks_resume_exactly(tmp_path):
     workers = 2
     keys = write_pipe(tmp_path)
