@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ COMMANDS = {
     "predict": "write the pictures of the run's model for the prediction data",
     "export": "write the run's model as a folder that infer.py and diffusers load",
 }
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _HELP = """usage: train.py {commands} [--config FILE …] [--out DIR] [--KEY VALUE …]
 
 {table}
@@ -131,6 +133,10 @@ def main(args: Sequence[str] | None = None) -> None:
         run(options)
     except InputError as error:
         fail(error)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        fail(InputError(f"cannot write {error.filename or 'to disk'}: {error.strerror}"))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except SystemExit as end:

@@ -7,6 +7,7 @@ state says how far *every* rank has come and each rank derives its own samples f
 import gc
 import hashlib
 import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -162,7 +163,14 @@ class _Collate:
 
 
 def _settle(worker: int) -> None:
-    """Keep the garbage collector of a forked worker from writing to, and so copying, what its parent has loaded."""
+    """Make a worker outlive a signal to the process group, and leave its parent's memory alone.
+
+    Ctrl-C and SLURM signal every process of a run, but only the main one can end it between two steps, and for
+    that it still needs this worker's batch. The next signal, such as the loader's own on shutting down, ends the
+    worker as usual. Freezing keeps the garbage collector from writing to, and so copying, inherited pages.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: signal.signal(received, signal.SIG_DFL))
     gc.freeze()
 
 

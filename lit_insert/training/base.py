@@ -152,7 +152,7 @@ class BaseModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Bring what trains to float32 if it came in half and the run is not wholly in half."""
-        if not str(self.trainer.precision).endswith("-true"):
+        if self.trainer.precision not in ("bf16-true", "16-true"):
             for p in parameters.trainable(self).values():
                 if p.dtype in (torch.bfloat16, torch.float16):
                     p.data = p.data.float()

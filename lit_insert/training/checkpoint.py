@@ -73,6 +73,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_file(path, durable=True) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "writ" not in str(error):
+                raise  # not torch's way of telling that the file cannot be written
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             kept = f"the previous {path.name} is intact" if path.exists() else "nothing was written"
             self.failure = f"cannot write {path}: {reason}; {kept}; free space and --resume"

@@ -279,3 +279,24 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_start_again(capfd):
     call(capfd, *FIT, "--out=a", "--model.nan_at=s3", "--data.batch_size=22", status=2)
     call(capfd, *FIT, "--out=a")
     assert json.loads(Path("a/run.json").read_text())["status"] == "finished"
+
+
+def test_a_checkpoint_loads_without_the_command_line(run):
+    from toy import ToyModule
+
+    path = run / "checkpoints/last.ckpt"
+    model = ToyModule.load_from_checkpoint(path)
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in saved.items())
+
+
+def test_a_full_disk_gets_one_line_wherever_it_is_met(capfd, monkeypatch):
+    from lit_insert.training.record import JsonLines
+
+    def full(*args):
+        raise OSError(28, "No space left on device", "z/metrics.jsonl")
+
+    monkeypatch.setattr(JsonLines, "log_metrics", full)
+    lines = call(capfd, *FIT, "--out=z", status=2).splitlines()
+    assert lines[-1] == "error: cannot write z/metrics.jsonl: No space left on device"
+    assert not any("Traceback" in line for line in lines)

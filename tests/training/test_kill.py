@@ -134,11 +134,12 @@ def test_two_ranks_learn_what_one_process_learns(tmp_path):
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_a_run_with_a_checkpoint(undisturbed, tmp_path, signum, status):
+    """Sent to the loader's workers too, as SLURM and a terminal do."""
     out = tmp_path / "run"
     run = [a.replace("every_n_steps=1", "every_n_steps=1000") if "checkpoint" in a else a for a in RUN]
-    process = start(*run, f"--out={out}")
+    process = start(*run, "--data.num_workers=2", f"--out={out}")
     wait_for_step(process, out, 6)
-    process.send_signal(signum)
+    kill(process, signum)
     output = finish(process, status)
     assert "Traceback" not in output
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
