@@ -63,6 +63,16 @@ class DecoupledAttention:
         return attn.to_out[1](attn.to_out[0](out))
 
 
+class _TextOnly:
+    """Hook of a UNet that also pools its tokens into the time embedding: the image's are not for that."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0][:, : -self.num_tokens], *inputs[1:]
+
+
 class IPAdapter(nn.Module):
     """Image projection and per-layer keys and values of an IP-Adapter.
 
@@ -130,6 +140,11 @@ class IPAdapter(nn.Module):
             raise ValueError(f"the IP-Adapter is for cross-attention of widths {own}, the UNet has {dims}")
         for layer, projections in zip(layers, self.projections(), strict=True):
             layer.set_processor(DecoupledAttention(self, projections))
+        if unet.config.get("addition_embed_type") == "text":
+            hooks = unet.add_embedding._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _TextOnly)]:
+                del hooks[key]
+            unet.add_embedding.register_forward_pre_hook(_TextOnly(self.num_tokens))
 
     @torch.no_grad()
     def copy_text_projections(self, unet: UNet2DConditionModel) -> None:

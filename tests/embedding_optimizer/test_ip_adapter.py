@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from tiny_insert import components
 
 from lit_insert.embedding_optimizer.ip_adapter import cross_attention_layers
@@ -34,12 +35,17 @@ def inputs(mode):
 
 
 @pytest.mark.parametrize("mode", KINDS)
+@pytest.mark.parametrize("pools", [False, True])
 @torch.no_grad()
-def test_scale_zero_is_no_adapter(mode):
+def test_scale_zero_is_no_adapter(mode, pools):
     model, (x, t, features) = unet(), inputs(mode)
+    if pools:  # a UNet whose time embedding has the text in it, too
+        extra = {"addition_embed_type": "text", "addition_embed_type_num_heads": 4}
+        model = UNet2DConditionModel.from_config({**model.config, **extra}).eval()
     net = adapter(mode, model)
     plain = model(x, t, net.null_embedding.expand(2, -1, -1)).sample
     net.attach(model)
+    net.attach(model)  # twice is as once
     with_image = model(x, t, net(features)).sample
     assert not torch.allclose(with_image, plain, atol=1e-3)
     net.set_scale(0)
