@@ -14,7 +14,7 @@ from lit_insert.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/embedding_optimizer/pocket.yaml"
-SETTINGS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 2.0, "image_guidance_scale": 1.0}
+SETTINGS: dict[str, Any] = {"num_inference_steps": 20}
 COLUMNS = ("color", "shape", "texture", "found", "clear", "background_psnr")
 HEADER = (
     "",

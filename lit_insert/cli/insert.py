@@ -53,10 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--batch_size", metavar="N", type=_positive, default=4, help="pairs sampled at once")
     how = parser.add_argument_group("how")
-    how.add_argument("--num_inference_steps", metavar="N", type=_positive, default=50, help="denoising steps")
-    how.add_argument("--guidance_scale", metavar="S", type=float, default=7.0, help="how closely to follow the object")
     how.add_argument(
-        "--image_guidance_scale", metavar="S", type=float, default=1.5, help="how closely to keep the scene"
+        "--num_inference_steps", metavar="N", type=_positive, help="denoising steps (default: the model's own)"
+    )
+    how.add_argument(
+        "--guidance_scale", metavar="S", type=float, help="how closely to follow the object (default: the model's own)"
+    )
+    how.add_argument(
+        "--image_guidance_scale",
+        metavar="S",
+        type=float,
+        help="how closely to keep the scene (default: the model's own)",
     )
     how.add_argument(
         "--scheduler",
@@ -237,6 +244,9 @@ def _pipeline(options: argparse.Namespace) -> "InsertPipeline":
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {device}: not usable here ({reason})") from error
     pipeline.set_progress_bar_config(disable=True)
+    for name, own in pipeline.sampling.items():  # so that results.json says what was used
+        if getattr(options, name) is None:
+            setattr(options, name, own)
     return pipeline
 
 

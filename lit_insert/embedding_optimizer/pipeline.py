@@ -1,6 +1,7 @@
 """Inference: put the object of one picture into another, with no mask and no prompt."""
 
 import dataclasses
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ from lit_insert.embedding_optimizer.sources import load_checkpoint_parts, load_f
 from lit_insert.errors import InputError
 from lit_insert.images import to_pil
 
+SAMPLING: dict[str, Any] = {"num_inference_steps": 50, "guidance_scale": 7.0, "image_guidance_scale": 1.5}
+
 
 @dataclass
 class InsertOutput(BaseOutput):
@@ -67,6 +70,8 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         feature_extractor: Its preprocessing, the same as in training.
         embedding_optimizer: The adapter.
         processing_resolution: Side of the squares it was trained on; by default the UNet's sample size.
+        sampling: The model's own ``num_inference_steps``, ``guidance_scale`` and ``image_guidance_scale``, used
+            where a call names none; what it leaves out is 50, 7 and 1.5.
     """
 
     model_cpu_offload_seq = "image_encoder->embedding_optimizer->unet->vae"
@@ -86,6 +91,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         feature_extractor: CLIPImageProcessor,
         embedding_optimizer: EmbeddingOptimizer,
         processing_resolution: int | None = None,
+        sampling: dict[str, float] | None = None,
     ) -> None:
         super(StableDiffusionInstructPix2PixPipeline, self).__init__()
         try:
@@ -101,7 +107,8 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             embedding_optimizer=embedding_optimizer,
         )
         embedding_optimizer.attach(unet)
-        self.register_to_config(processing_resolution=processing_resolution)
+        self.register_to_config(processing_resolution=processing_resolution, sampling=sampling)
+        self.sampling: dict[str, Any] = {**SAMPLING, **(sampling or {})}
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor, vae_latent_channels=vae.config["latent_channels"]
@@ -153,6 +160,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             feature_extractor=parts.feature_extractor,
             embedding_optimizer=parts.embedding_optimizer,
             processing_resolution=getattr(parts, "processing_resolution", None),
+            sampling=dataclasses.asdict(parts.sampling) if hasattr(parts, "sampling") else None,
         )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -178,9 +186,9 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         image: Picture | Sequence[Picture],
         object_image: Picture | Sequence[Picture] | None = None,
         *,
-        image_guidance_scale: float = 1.5,
-        guidance_scale: float = 7.0,
-        num_inference_steps: int = 50,
+        image_guidance_scale: float | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         height: int | None = None,
@@ -203,9 +211,9 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         Args:
             image: Scene or scenes: PIL, a path, or a tensor (3,H,W) or (N,3,H,W) in [-1,1].
             object_image: Reference or references, in the same forms; may have alpha.
-            image_guidance_scale: Weight of the scene: higher keeps more of it.
-            guidance_scale: Weight of the reference: higher follows it more.
-            num_inference_steps: Denoising steps.
+            image_guidance_scale: Weight of the scene: higher keeps more of it; by default the model's own.
+            guidance_scale: Weight of the reference: higher follows it more; by default the model's own.
+            num_inference_steps: Denoising steps; by default the model's own.
             num_images_per_prompt: Results for each pair.
             generator: One for all, or one a pair: then a pair's result does not depend on its batch.
             height: Working height in pixels; by default from ``processing_resolution`` and the aspect.
@@ -227,6 +235,10 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         scenes = as_pictures(image, "image")
         pixels = self._reference_pixels(object_image, object_pixel_values)
         scenes, pixels = pair_up(scenes, pixels)
+        given = (num_inference_steps, guidance_scale, image_guidance_scale)
+        num_inference_steps, guidance_scale, image_guidance_scale = (
+            self.sampling[name] if value is None else value for name, value in zip(SAMPLING, given, strict=True)
+        )
         if num_inference_steps < 1 or num_images_per_prompt < 1:
             raise InputError("num_inference_steps and num_images_per_prompt must be at least 1")
         if output_type not in ("pil", "pt", "np", "latent"):

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
 
+from lit_insert.diffusion.frozen import load_part
+from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
 from lit_insert.metrics.insertion import InsertionJudge, crop_around, find_change
 from lit_insert.training.base import BaseModule
 
@@ -75,6 +78,63 @@ class AutoencoderModule(BaseModule):
         """Write the autoencoder as a diffusers folder."""
         self.vae.register_to_config(scaling_factor=float(1 / self.moments[1]))
         self.vae.save_pretrained(folder)
+
+
+class ReferenceModule(BaseModule):
+    """Teach the image encoder and the adapter to say what a reference shows, before any UNet listens.
+
+    Trained from scratch together with a UNet, the adapter settles on the colour alone and drops the outline, which
+    the encoder's tokens do hold. So the first ``grid``² conditioning tokens learn to redraw one patch each of the
+    reference, and the rest to name shape, colour and texture.
+
+    Args:
+        base: Folder with image_encoder/ and unet/, such as `lit_insert.pocket.blank` writes.
+        adapter: EmbeddingOptimizer arguments; sizes left out are taken from the base.
+        grid: Patches along a side.
+        optimizer: Makes the optimiser from parameter groups.
+        lr_scheduler: Makes the scheduler, stepped every optimiser step.
+        noise_seed: Seed of the run's random numbers.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        adapter: dict[str, Any],
+        grid: int = 4,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, noise_seed)
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.image_encoder = load_part(CLIPVisionModelWithProjection, base, "image_encoder")
+        width = int(UNet2DConditionModel.load_config(base, subfolder="unet")["cross_attention_dim"])
+        sizes = {"input_dim": self.image_encoder.config.hidden_size, "output_dim": width}
+        self.embedding_optimizer = EmbeddingOptimizer(**{**sizes, **adapter})
+        self.grid, self.side = grid, self.image_encoder.config.image_size // grid
+        self.draw = nn.Linear(width, 3 * self.side**2)
+        self.name = nn.Linear(width, 17)
+
+    def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """Squared error of the redrawn patches plus cross-entropy of the names."""
+        picture = batch["object"]
+        tokens = self.embedding_optimizer(self.embedding_optimizer.encode_image(self.image_encoder, picture))
+        count = self.grid**2
+        patches = nn.functional.unfold(picture, self.side, stride=self.side).transpose(1, 2)
+        drawing = (self.draw(tokens[:, :count]).float() - patches).square().mean()
+        logits = self.name(tokens[:, count:].mean(1)).float().split([6, 8, 3], dim=1)
+        label = batch["label"]
+        naming = sum(nn.functional.cross_entropy(part, label[:, i]) for i, part in enumerate(logits))
+        right = {
+            name: (part.argmax(1) == label[:, i]).float().mean()
+            for i, (name, part) in enumerate(zip(("shape", "color", "texture"), logits, strict=True))
+        }
+        return {"loss": drawing + 0.3 * naming, "drawing": drawing.detach(), **right}
+
+    def export(self, folder: str | Path) -> None:
+        """Write image_encoder/ and embedding_optimizer/."""
+        self.image_encoder.save_pretrained(Path(folder) / "image_encoder")
+        self.embedding_optimizer.save_pretrained(Path(folder) / "embedding_optimizer")
 
 
 class JudgeModule(BaseModule):
