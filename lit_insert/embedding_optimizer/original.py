@@ -154,14 +154,22 @@ def adapter_from_original(path: str | Path, **config: Any) -> EmbeddingOptimizer
     Raises:
         InputError: As `load_original`.
     """
-    found = read_original(path)
-    try:
-        sizes = _sizes(found)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{path}: not the weights of a known adapter ({error} is not as expected)") from error
-    adapter = EmbeddingOptimizer(**{**sizes, **config})
+    adapter = EmbeddingOptimizer(**{**original_config(path), **config})
     load_original(adapter, path)
     return adapter.eval()
+
+
+def original_config(path: str | Path) -> dict[str, Any]:
+    """`EmbeddingOptimizer` arguments that the tensors of a file imply.
+
+    Raises:
+        InputError: As `read_original`, or if the tensors are not those of a known adapter.
+    """
+    found = read_original(path)
+    try:
+        return _sizes(found)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{path}: not the weights of a known adapter ({error} is not as expected)") from error
 
 
 def _sizes(found: dict[str, Any]) -> dict[str, Any]:

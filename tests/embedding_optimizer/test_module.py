@@ -260,3 +260,29 @@ def test_image_encoder_trains_if_asked(base):
     assert all((p.grad is not None) is p.requires_grad for p in encoder.values())
     assert not encoder["visual_projection.weight"].requires_grad  # nothing reads it
     assert "image_encoder" in {g["name"] for g in net.parameter_groups()}
+
+
+def two_ranks(base, tmp_path, **options):
+    """Losses of each rank and weights at the end, from a run of two processes."""
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer, net, outputs, batch, batch_idx):
+            net.seen = [*getattr(net, "seen", []), float(outputs["loss"])]
+
+        def on_train_end(self, trainer, net):
+            weights = {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}
+            torch.save({"losses": net.seen, "weights": weights}, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    fit = trainer(
+        tmp_path, devices=2, strategy="ddp_fork", callbacks=[Note()], use_distributed_sampler=False, **options
+    )
+    fit.fit(module(base, conditioning_dropout=0.0), data(batch_size=2, train_length=8))
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_ranks_agree_on_weights_and_differ_in_noise(base, tmp_path):
+    first, second = two_ranks(base, tmp_path, precision="bf16-mixed")
+    assert all(a != b for a, b in zip(first["losses"], second["losses"], strict=True))
+    for name, weight in first["weights"].items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, second["weights"][name]), name
