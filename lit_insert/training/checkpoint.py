@@ -73,9 +73,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_file(path, durable=True) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "writ" not in str(error):
-                raise  # not torch's way of telling that the file cannot be written
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            if "DataLoader worker" in str(error):
+                raise  # torch raises it wherever the process happens to be
+            reason = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", None)
+            reason = reason or "the disk does not take it"
             kept = f"the previous {path.name} is intact" if path.exists() else "nothing was written"
             self.failure = f"cannot write {path}: {reason}; {kept}; free space and --resume"
             if not self.defer:

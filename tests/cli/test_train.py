@@ -293,7 +293,7 @@ def test_a_checkpoint_loads_without_the_command_line(run):
 def test_a_full_disk_gets_one_line_wherever_it_is_met(capfd, monkeypatch):
     from lit_insert.training.record import JsonLines
 
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "z/metrics.jsonl")
 
     monkeypatch.setattr(JsonLines, "log_metrics", full)
