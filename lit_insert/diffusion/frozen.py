@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModel, PreTrainedModel
 
 from lit_insert import pocket
 from lit_insert.errors import InputError
@@ -46,6 +46,8 @@ def load_part(cls: type[Part], base: str, subfolder: str | None, **kwargs: Any) 
     where = f"{base}/{subfolder}" if subfolder else base
     if Path(base).is_dir() and not Path(where).is_dir():
         raise InputError(f"{base} has no {subfolder}/ folder; a {cls.__name__} is expected there")
+    if issubclass(cls, PreTrainedModel):
+        kwargs.setdefault("dtype", torch.float32)  # else the dtype of the file
     try:
         return cls.from_pretrained(base, **({"subfolder": subfolder} if subfolder else {}), **kwargs)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError) as error:
