@@ -76,7 +76,9 @@ def write_tables(root: Path, rows: int, size: int, group: int) -> None:
     for name, schema in tables.items():
         (root / name).mkdir(parents=True)
         for start in range(0, rows, per_file[name]):
-            with pq.ParquetWriter(root / name / f"train-{start:09d}.parquet", schema) as writer:
+            # No dictionary for pictures: the pool repeats, real pictures do not.
+            options: dict[str, Any] = {"use_dictionary": list(KEY), "compression": "none"}
+            with pq.ParquetWriter(root / name / f"train-{start:09d}.parquet", schema, **options) as writer:
                 stop = min(start + per_file[name], rows)
                 for first in range(start, stop, group):
                     numbers = list(range(first, min(first + group, stop)))
@@ -95,7 +97,10 @@ def write_tables(root: Path, rows: int, size: int, group: int) -> None:
 
 
 def resident_mb() -> float:
-    """Memory of this process and its loader workers, shared pages counted in parts (Linux)."""
+    """Memory that this process and its loader workers have written, shared pages counted in parts (Linux).
+
+    Pages of files (libraries) are left out: their share changes when other programs start or end.
+    """
     total = 0
     try:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -106,7 +111,7 @@ def resident_mb() -> float:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue  # a worker that has just ended
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
     return total / 1024
 
 
@@ -324,6 +329,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         "memory_mb_peak": round(float(memory.max()), 1),
         "memory_mb_growth": round(float(memory.max() - memory[0]), 1),
         "memory_mb_second_half_growth": round(float(memory[len(memory) // 2 :].max() - memory[len(memory) // 2]), 1),
+        "memory_mb_by_progress": [round(float(m)) for m in memory[:: max(1, len(memory) // 10)]],
         "resume_batches_compared": sum(len(a) for a in again),
         "resume_exact": all(a == e["after"] for a, e in zip(again, epochs, strict=True)),
         "rows_per_s_triplets": round(sum(e["rows_per_s"] for e in epochs), 1),
