@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -133,7 +134,8 @@ class RunRecord(pl.Callback):
         """Record how it ended otherwise."""
         if self._start:
             stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
-            self._write(trainer, pl_module, "interrupted" if stopped else "failed", exception)
+            with suppress(OSError):  # on a full disk, the exception under way is the one to tell
+                self._write(trainer, pl_module, "interrupted" if stopped else "failed", exception)
 
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, pl_module: Any, status: str, error: BaseException | None = None) -> None:

@@ -1,5 +1,6 @@
 import json
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from runner import fit, toy
@@ -61,3 +62,17 @@ def test_versions_and_commit():
     assert {"torch", "lightning"} <= versions().keys()
     sha = git_sha()
     assert sha is None or len(sha.removesuffix("+")) == 40
+
+
+def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
+    record = RunRecord(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    class Fills(pl.Callback):
+        def on_train_batch_end(self, *args):
+            monkeypatch.setattr(record, "_write", full)
+
+    with pytest.raises(ValueError, match="loss is nan"):
+        fit(tmp_path, Fills(), record, model=toy(nan_at="s3"))
