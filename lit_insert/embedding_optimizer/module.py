@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lit_insert.diffusion.unet import has_lora, merge_lora
 from lit_insert.embedding_optimizer.features import check_processor, use_feature_cache
 from lit_insert.embedding_optimizer.objective import denoising_error, draw_dropout, weighted_loss
 from lit_insert.embedding_optimizer.original import NAMES, save_original
-from lit_insert.embedding_optimizer.parts import InsertParts, UnetTuning, load_parts
+from lit_insert.embedding_optimizer.parts import InsertParts, Sampling, UnetTuning, load_parts
 from lit_insert.embedding_optimizer.pipeline import InsertPipeline
 from lit_insert.errors import InputError
 from lit_insert.training.base import BaseModule, batch_length
@@ -26,21 +25,6 @@ from lit_insert.training.parameters import frozen, named_groups
 
 QUARTERS = 4
 _NO_DECAY = ("queries", "null_embedding", "latents")  # inputs rather than weights: pulling them to zero is no prior
-
-
-@dataclass
-class Sampling:
-    """How pictures are drawn while training and by ``predict``.
-
-    Args:
-        num_inference_steps: DDIM steps.
-        guidance_scale: Weight of the reference.
-        image_guidance_scale: Weight of the scene.
-    """
-
-    num_inference_steps: int = 20
-    guidance_scale: float = 7.0
-    image_guidance_scale: float = 1.5
 
 
 class EmbeddingOptimizerModule(BaseModule):
@@ -61,7 +45,7 @@ class EmbeddingOptimizerModule(BaseModule):
         gradient_checkpointing: Trade UNet time for memory.
         feature_cache: Folder to keep what the frozen encoders make of the training data in, computed once; null
             computes it in every step.
-        sampling: How pictures are drawn while training and by predict.
+        sampling: How pictures are drawn while training, by predict, and by the exported model by default.
         optimizer: Makes the optimiser from parameter groups.
         lr_scheduler: Makes the scheduler, stepped every optimiser step.
         noise_seed: Seed of the noise, timesteps and dropout drawn while training.
@@ -105,6 +89,7 @@ class EmbeddingOptimizerModule(BaseModule):
             raise InputError("feature_cache needs a frozen image encoder; set train_image_encoder: false")
         self.conditioning_dropout = conditioning_dropout
         self.mask_weight, self.snr_gamma = mask_weight, snr_gamma
+        self.processing_resolution: int | None = None
         self.unet_lr_scale, self.feature_cache = tuning.lr_scale, feature_cache
         parts = load_parts(base, image_encoder, adapter, adapter_weights, tuning)
         self.scheduler, self.feature_extractor = parts.scheduler, parts.feature_extractor
@@ -152,6 +137,7 @@ class EmbeddingOptimizerModule(BaseModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             check_processor(self.feature_extractor, data)
+            self.processing_resolution = getattr(data, "size", None)
         if stage == "fit" and self.feature_cache:
             use_feature_cache(self, data, self.feature_cache)
 
@@ -289,6 +275,8 @@ class EmbeddingOptimizerModule(BaseModule):
             feature_extractor=self.feature_extractor,
             embedding_optimizer=self.embedding_optimizer,
             tuned=self.tuned,
+            sampling=self.sampling,
+            processing_resolution=self.processing_resolution,
         )
         InsertPipeline.from_parts(parts).save_pretrained(folder)
         name = NAMES.get(self.embedding_optimizer.config["mode"])

@@ -42,10 +42,26 @@ class UnetTuning:
 
 
 @dataclass
+class Sampling:
+    """How pictures are drawn: while training, by ``predict``, and by the exported model unless told otherwise.
+
+    Args:
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the reference.
+        image_guidance_scale: Weight of the scene.
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.0
+    image_guidance_scale: float = 1.5
+
+
+@dataclass
 class InsertParts:
     """Components of an insertion model, under the names that the pipeline has for them.
 
     ``tuned`` names the UNet parameters that the tuning chose; nothing here requires a gradient yet.
+    ``processing_resolution`` is the side in pixels that it was trained on, where that is known.
     """
 
     vae: AutoencoderKL
@@ -55,6 +71,8 @@ class InsertParts:
     feature_extractor: CLIPImageProcessor
     embedding_optimizer: EmbeddingOptimizer
     tuned: list[str]
+    sampling: Sampling = field(default_factory=Sampling)
+    processing_resolution: int | None = None
 
 
 def load_parts(
@@ -63,6 +81,7 @@ def load_parts(
     adapter: Mapping[str, Any] | None = None,
     adapter_weights: str | None = None,
     unet: UnetTuning | Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> InsertParts:
     """Load a base, widen its UNet if it takes no scene yet, and make or load the adapter.
 
@@ -72,6 +91,7 @@ def load_parts(
         adapter: `EmbeddingOptimizer` arguments, sizes optional; None loads the base's own adapter.
         adapter_weights: File or folder with weights for the adapter; see `load_adapter_weights`.
         unet: What of the UNet trains; nothing by default.
+        sampling: `Sampling` arguments.
 
     Raises:
         InputError: If a part is missing, sizes do not fit, or the UNet tuning matches nothing.
@@ -100,6 +120,7 @@ def load_parts(
         feature_extractor=image_processor(base, encoder_from, vision.config.image_size),
         embedding_optimizer=optimizer,
         tuned=_tune(model, UnetTuning(**unet) if isinstance(unet, Mapping) else unet, widened),
+        sampling=Sampling(**(sampling or {})),
     )
     for part in (parts.vae, model, vision, optimizer):
         part.eval().requires_grad_(False)

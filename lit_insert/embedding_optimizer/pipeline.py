@@ -1,7 +1,6 @@
 """Inference: put the object of one picture into another, with no mask and no prompt."""
 
 import dataclasses
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +105,6 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             feature_extractor=feature_extractor,
             embedding_optimizer=embedding_optimizer,
         )
-        embedding_optimizer.attach(unet)
         self.register_to_config(processing_resolution=processing_resolution, sampling=sampling)
         self.sampling: dict[str, Any] = {**SAMPLING, **(sampling or {})}
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
@@ -236,9 +234,8 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         pixels = self._reference_pixels(object_image, object_pixel_values)
         scenes, pixels = pair_up(scenes, pixels)
         given = (num_inference_steps, guidance_scale, image_guidance_scale)
-        num_inference_steps, guidance_scale, image_guidance_scale = (
-            self.sampling[name] if value is None else value for name, value in zip(SAMPLING, given, strict=True)
-        )
+        settings = [self.sampling[name] if value is None else value for name, value in zip(SAMPLING, given, strict=True)]
+        num_inference_steps, (guidance_scale, image_guidance_scale) = int(settings[0]), settings[1:]
         if num_inference_steps < 1 or num_images_per_prompt < 1:
             raise InputError("num_inference_steps and num_images_per_prompt must be at least 1")
         if output_type not in ("pil", "pt", "np", "latent"):

@@ -70,7 +70,11 @@ def load_checkpoint_parts(path: Path, dtype: torch.dtype) -> InsertParts:
     hyper = checkpoint.get("hyper_parameters") or {}
     if not isinstance(hyper.get("base"), str) or not any(k.startswith("embedding_optimizer.") for k in weights):
         raise InputError(f"{path}: not a checkpoint of the embedding optimizer (no base or no adapter in it)")
-    parts = load_parts(hyper["base"], hyper.get("image_encoder"), adapter=hyper.get("adapter"), unet=hyper.get("unet"))
+    parts = load_parts(
+        hyper["base"],
+        hyper.get("image_encoder"),
+        **{name: hyper.get(name) for name in ("adapter", "unet", "sampling")},
+    )
     for name in MODELS:
         part: Any = getattr(parts, name)
         own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}

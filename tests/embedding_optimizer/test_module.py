@@ -286,3 +286,17 @@ def test_ranks_agree_on_weights_and_differ_in_noise(base, tmp_path):
     for name, weight in first["weights"].items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, second["weights"][name]), name
+
+
+def test_the_model_remembers_how_it_samples_and_at_what_size(base, tmp_path):
+    net = module(base, "lora", sampling=Sampling(7, 2.5, 1.1))
+    loaded = data()
+    loaded.size = 32
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(net, loaded)
+    fit.save_checkpoint(tmp_path / "run.ckpt")
+    net.export(tmp_path / "model")
+    wanted = {"num_inference_steps": 7, "guidance_scale": 2.5, "image_guidance_scale": 1.1}
+    assert InsertPipeline.from_pretrained(tmp_path / "model").sampling == wanted
+    assert InsertPipeline.from_pretrained(tmp_path / "model").processing_resolution == 32
+    assert InsertPipeline.from_pretrained(tmp_path / "run.ckpt").sampling == wanted
