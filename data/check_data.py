@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from lit_insert.errors import InputError
 
     console = Console(stderr=True)
+    clip: Any = None
+    if args.clip:
+        from lit_insert.data.similarity import Clip, clip_similarity
+
+        clip = Clip(args.clip)
     columns = (SpinnerColumn(), TextColumn("{task.completed} samples opened"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("check", total=None)
@@ -55,12 +61,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"fault: {split.name}: {where}: {what}", file=sys.stderr)
 
     similarity = {}
-    if args.clip:
-        from lit_insert.data.similarity import Clip, clip_similarity
-
+    if clip:
         if check.kind != "triplets":
             raise InputError("--clip compares triplets; give a folder of triplets")
-        clip = Clip(args.clip)
         folders = [args.path / split.name for split in check.splits]
         records = [r for f in folders if metadata_file(f) and not check.problems for r in read_metadata(f)]
         similarity = clip_similarity(records, clip)

@@ -217,6 +217,10 @@ def test_the_script_adds_similarity(triplets, vision_folder, tmp_path, script):
     assert code == 0
     assert json.loads(out.splitlines()[-1])["similarity"]["object / target crop"]["n"] == 19
     assert "CLIP similarity" in (tmp_path / "check_set.html").read_text()
+    code, _, err = script("check_data.py", triplets, "--clip", tmp_path / "none", "--report", tmp_path / "no.html")
+    assert code == 2
+    assert "no CLIP model there" in err
+    assert not (tmp_path / "no.html").exists()
 
 
 def test_the_card_tells_the_hub_about_the_splits(triplets):
