@@ -233,8 +233,8 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         scenes = as_pictures(image, "image")
         pixels = self._reference_pixels(object_image, object_pixel_values)
         scenes, pixels = pair_up(scenes, pixels)
-        given = (num_inference_steps, guidance_scale, image_guidance_scale)
-        settings = [self.sampling[name] if value is None else value for name, value in zip(SAMPLING, given, strict=True)]
+        given = zip(SAMPLING, (num_inference_steps, guidance_scale, image_guidance_scale), strict=True)
+        settings = [self.sampling[name] if value is None else value for name, value in given]
         num_inference_steps, (guidance_scale, image_guidance_scale) = int(settings[0]), settings[1:]
         if num_inference_steps < 1 or num_images_per_prompt < 1:
             raise InputError("num_inference_steps and num_images_per_prompt must be at least 1")
