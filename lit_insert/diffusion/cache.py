@@ -98,6 +98,7 @@ class FeatureCache:
     def __init__(self, folder: str | Path, key: str, length: int, views: int) -> None:
         self.folder = Path(folder).expanduser() / key
         self.length, self.views = length, views
+        self._files: dict[int, Path] = {}
         self._open: dict[int, tuple[Any, dict[str, Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,8 +109,10 @@ class FeatureCache:
         """Number of shards of a complete cache."""
         return -(-self.length // SHARD)
 
-    def _file(self, shard: int) -> Path | None:
-        return next(iter(sorted(self.folder.glob(f"shard-{shard:05d}-*.safetensors"))), None)
+    def scan(self) -> int:
+        """Look which shards there are; returns their number."""
+        self._files = {int(path.name[6:11]): path for path in sorted(self.folder.glob("shard-*.safetensors"))}
+        return len(self._files)
 
     def check_complete(self) -> None:
         """Make sure that every shard is in sight.
@@ -117,7 +120,7 @@ class FeatureCache:
         Raises:
             InputError: If not, which means that processes do not share the folder.
         """
-        have = len({path.name[:11] for path in self.folder.glob("shard-*.safetensors")})
+        have = self.scan()
         if have != self.num_shards:
             raise InputError(
                 f"{self.folder}: {have} of {self.num_shards} shards are here; feature_cache must be a folder that all "
@@ -125,8 +128,8 @@ class FeatureCache:
             )
 
     def check(self, shard: int) -> bool:
-        """Whether a shard is there and undamaged; a damaged one is removed."""
-        path = self._file(shard)
+        """Whether a shard is there and undamaged, as of the last `scan`; a damaged one is removed."""
+        path = self._files.get(shard)
         if path is None:
             return False
         checksum = 0
@@ -164,10 +167,11 @@ class FeatureCache:
         """
         shard, place = divmod(index, SHARD)
         if shard not in self._open:
-            path = self._file(shard)
+            if shard not in self._files:
+                self.scan()
             try:
-                handle = safe_open(path, framework="pt")  # type: ignore[arg-type]
-            except (SafetensorError, OSError, TypeError) as error:
+                handle = safe_open(self._files[shard], framework="pt")
+            except (SafetensorError, OSError, KeyError) as error:
                 raise InputError(
                     f"{self.folder}: shard {shard} is gone or broken; start again to rebuild it"
                 ) from error
@@ -228,6 +232,10 @@ def fill(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=rank != 0) as progress:
         task = progress.add_task("checking features", total=len(range(rank, cache.num_shards, world_size)))
+        cache.scan()
+        for half in cache.folder.glob(".shard-*"):  # what a kill in the middle of a write left behind
+            if int(half.name[7:12]) % world_size == rank:
+                half.unlink(missing_ok=True)
         missing = []
         for shard in range(rank, cache.num_shards, world_size):
             if not cache.check(shard):

@@ -98,9 +98,12 @@ def test_an_interrupted_fill_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fill(cache, data, stop, batch_size=4)
     assert sorted(p.suffix for p in cache.folder.iterdir()) == [".safetensors"] * 2  # whole shards only
+    half = cache.folder / ".shard-00002-0000abcd.x1.safetensors"
+    half.write_bytes(b"a kill left this")
     data.read.clear()
     filled(tmp_path, data)
     assert {index for index, _ in data.read} == {8, 9, 10}
+    assert not half.exists()
     same(data, cache)
 
 
