@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from transformers import (
     CLIPImageProcessor,
@@ -127,6 +129,12 @@ SIZES = {
     "half": stable_diffusion(2, batch=4),
     "full": stable_diffusion(1, batch=4),
 }
+
+
+def quiet_loading() -> None:
+    """Keep the bars of loading and saving out of a benchmark's output."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def networks(size: Size, channels: int) -> dict[str, Any]:

@@ -54,11 +54,9 @@ def seconds(arguments: list[str]) -> float:
 
 def heavy_imports(arguments: list[str]) -> list[str]:
     """Which of the slow packages are loaded when these arguments have run."""
-    if arguments[0] == "-c":
-        action = arguments[1]
-    else:
-        action = f"runpy.run_path({arguments[0]!r}, run_name='__main__')"
-    code = _LOADED.format(argv=arguments if arguments[0] != "-c" else [""], action=action)
+    plain = arguments[0] == "-c"
+    action = arguments[1] if plain else f"runpy.run_path({arguments[0]!r}, run_name='__main__')"
+    code = _LOADED.format(argv=[""] if plain else arguments, action=action)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1].split()[1:]
 
@@ -71,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
 
     times: dict[str, list[float]] = {name: [] for name in RUNS}
-    for name, arguments in RUNS.items():
+    for arguments in RUNS.values():
         seconds(arguments)  # fills the file caches and writes the byte code
     for _ in range(args.repeats):
         for name, arguments in RUNS.items():

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bases import SIZES, networks
+from bases import SIZES, networks, quiet_loading
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL import Image
 from rich.console import Console
@@ -92,9 +92,7 @@ def rows(ours: InsertPipeline, args: argparse.Namespace) -> dict[str, Callable[[
         ).images
 
     def insert(keep: bool) -> list[Image.Image]:
-        return ours(
-            image=scenes, object_image=objects, generator=noise(), preserve_background=keep, **settings
-        ).images
+        return ours(image=scenes, object_image=objects, generator=noise(), preserve_background=keep, **settings).images
 
     made = tokens()
     return {
@@ -126,6 +124,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
 
+    quiet_loading()
     ours = InsertPipeline.from_pretrained(args.model) if args.model else random_pipeline(args.size)
     calls = rows(ours, args)
     pictures = {name: np.stack([np.asarray(p, np.int16) for p in call()]) for name, call in calls.items()}

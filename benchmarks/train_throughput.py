@@ -20,13 +20,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import yaml
-from bases import SIZES, Size, write_base
+from bases import SIZES, Size, quiet_loading, write_base
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -181,7 +182,7 @@ def step_seconds(out: Path, tag: str) -> list[float]:
         if tag in events.Tags()["scalars"]:
             times += [(event.step, event.wall_time) for event in events.Scalars(tag)]
     walls = [wall for _, wall in sorted(times)]
-    return [later - earlier for earlier, later in zip(walls, walls[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(walls)]
 
 
 def measure(name: str, arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -252,6 +253,7 @@ def main() -> None:
     if not 0 <= args.warmup < args.steps - 1:
         parser.error(f"--warmup {args.warmup}: leaves no steps of {args.steps}")
     args.peer = args.peer and args.peer.resolve()
+    quiet_loading()
     arms = [*(["peer"] if args.peer else []), "ours", "cached", *(["attn2", "attn2_cached"] if args.attn2 else [])]
     results = {}
     for name in args.sizes:
@@ -260,11 +262,7 @@ def main() -> None:
     if args.json:
         settings = {**vars(args), "peer": str(args.peer.name) if args.peer else None}
         device = torch.cuda.get_device_name() if args.device == "gpu" else "cpu"
-        print(
-            json.dumps(
-                {"benchmark": "train_throughput", "settings": settings, "device": device, "sizes": results}
-            )
-        )
+        print(json.dumps({"benchmark": "train_throughput", "settings": settings, "device": device, "sizes": results}))
 
 
 if __name__ == "__main__":
