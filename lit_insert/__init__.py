@@ -18,11 +18,11 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from lit_insert.data.pipe import PipeTripletDataModule
-    from lit_insert.data.scenes import ScenesDataModule
-    from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule
-    from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
-    from lit_insert.embedding_optimizer.pipeline import InsertPipeline
+    from lit_insert.data.pipe import PipeTripletDataModule as PipeTripletDataModule
+    from lit_insert.data.scenes import ScenesDataModule as ScenesDataModule
+    from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule as EmbeddingOptimizerModule
+    from lit_insert.embedding_optimizer.network import EmbeddingOptimizer as EmbeddingOptimizer
+    from lit_insert.embedding_optimizer.pipeline import InsertPipeline as InsertPipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_insert.errors import InputError
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
 TEXTURES = ("solid", "striped", "checked")
@@ -46,9 +48,9 @@ def uniforms(seed: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
         float32 in [0, 1), shape (N, count); bit-equal whatever else is in the batch.
     """
     with np.errstate(over="ignore"):
-        row = index.numpy().astype(np.uint64)[:, None]
+        row: np.ndarray = index.numpy().astype(np.uint64)[:, None]
         start = np.uint64((seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03) % 2**64)
-        z = (row * np.uint64(count) + np.arange(count, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15) + start
+        z: np.ndarray = (row * np.uint64(count) + np.arange(count, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15) + start
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
@@ -63,7 +65,8 @@ def combinations(split: str, held_out: float = 0.15, seed: int = 0) -> Tensor:
 
     Args:
         split: "train", "val" or "test".
-        held_out: Fraction of the triples kept from training, shared by val and test.
+        held_out: Fraction of the triples kept from training, shared by val and test; 0 lets every split insert
+            everything.
         seed: Selects which triples are held out.
 
     Returns:
@@ -78,6 +81,10 @@ def combinations(split: str, held_out: float = 0.15, seed: int = 0) -> Tensor:
     bounds = {"val": (0, away // 2), "test": (away // 2, away), "train": (away, len(every))}
     if split not in bounds:
         raise ValueError(f"split is {split!r}; use one of train, val, test")
+    if not 0 <= held_out <= 0.5 or away == 1:
+        raise InputError(f"held_out is {held_out}; give 0, or enough for two kinds up to 0.5")
+    if not away:
+        return every
     return every[order[slice(*bounds[split])]]
 
 

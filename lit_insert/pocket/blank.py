@@ -35,7 +35,7 @@ def write_blank(vae: str | Path, out: str | Path, seed: int = 0) -> None:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=64,
         attention_head_dim=4,
-        # The pooled tokens also modulate every residual block: shape is learnt far sooner than by cross-attention alone.
+        # The pooled tokens also modulate every residual block.
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",

@@ -31,6 +31,8 @@ class AutoencoderModule(BaseModule):
         noise_seed: Seed of the posterior samples.
     """
 
+    moments: Tensor
+
     def __init__(
         self,
         block_out_channels: list[int] | None = None,
@@ -63,8 +65,8 @@ class AutoencoderModule(BaseModule):
         latent = posterior.sample(generator)
         error = (self.vae.decode(latent).sample.float() - image).float()
         kl = posterior.kl().mean() / latent[0].numel()
-        with torch.no_grad():
-            mean = posterior.mean.float()
+        if self.training:
+            mean = posterior.mean.detach().float()
             self.moments.lerp_(torch.stack([mean.mean(), mean.std()]), 0.05)
         mse = error.square().mean()
         return {

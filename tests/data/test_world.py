@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lit_insert.data import world
+from lit_insert.errors import InputError
 
 
 def test_draws_depend_on_seed_and_index_alone():
@@ -27,6 +28,12 @@ def test_held_out_kinds_are_disjoint_and_cover_everything():
     assert min(map(len, parts)) >= 10
     with pytest.raises(ValueError, match="split is 'dev'"):
         world.combinations("dev")
+
+
+def test_nothing_held_out_lets_every_split_insert_everything():
+    assert len(world.combinations("val", 0.0)) == len(world.combinations("train", 0.0)) == 144
+    with pytest.raises(InputError, match=r"held_out is 0\.9"):
+        world.combinations("train", 0.9)
 
 
 def test_training_has_every_shape_colour_and_texture():
