@@ -95,3 +95,32 @@ def test_the_pocket_base(tmp_path, name):
     main(["fit", f"--config={CONFIGS / name}.yaml", f"--out={out}", *QUICK, *swaps])
     assert (out / "export" / "model_index.json").is_file()
     main(["predict", f"--out={out}"] if name == "pocket" else ["validate", f"--out={out}"])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_resuming_the_real_module_is_exact(tmp_path, cache):
+    base = write_base(tmp_path / "base", own_adapter=True)
+    write_triplets(tmp_path / "set", "train", 14)
+    options = [
+        f"--config={CONFIGS / 'photos_pocket.yaml'}",
+        f"--model.base={base}",
+        f"--data.path={tmp_path / 'set'}",
+        "--data.num_workers=0",
+        "--data.batch_size=4",
+        "--data.augment=flip",
+        "--data.augment_reference=false",
+        "--checkpoint.every_n_steps=3",
+        "--trainer.limit_val_batches=0",
+        "--samples.every_n_steps=0",
+        *([f"--model.feature_cache={tmp_path / 'cache'}"] if cache else []),
+    ]
+    main(["fit", *options, f"--out={tmp_path / 'whole'}", "--trainer.max_steps=9"])
+    main(["fit", *options, f"--out={tmp_path / 'parts'}", "--trainer.max_steps=6"])  # in the middle of an epoch
+    main(["fit", "--resume", f"--out={tmp_path / 'parts'}", "--trainer.max_steps=9"])
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert whole["global_step"] == parts["global_step"] == 9
+    assert whole["state_dict"].keys() == parts["state_dict"].keys()
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][key]), key

@@ -5,7 +5,7 @@ from tiny_insert import components
 
 from lit_insert.embedding_optimizer.ip_adapter import cross_attention_layers
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
-from lit_insert.embedding_optimizer.original import to_original
+from lit_insert.embedding_optimizer.original import save_original, to_original
 from lit_insert.embedding_optimizer.pipeline import InsertPipeline
 
 KINDS = {"ip": {"input_dim": 24}, "ip_plus": {"input_dim": 24, "hidden_dim": 64, "heads": 1, "input_tokens": 9}}
@@ -66,15 +66,19 @@ def test_diffusers_own_ip_adapter_gives_the_same(mode):
     assert torch.allclose(model(x, t, net(features)).sample, wanted, atol=1e-6)
 
 
-def test_diffusers_pipeline_loads_the_file_layout():
+@pytest.mark.parametrize("name", ["ip_adapter.safetensors", "ip_adapter.bin"])
+def test_diffusers_pipeline_loads_the_file(tmp_path, name):
     parts = components()
     net = adapter("ip", parts["unet"])
     parts["embedding_optimizer"] = EmbeddingOptimizer(input_dim=32, output_dim=32, num_tokens=4, heads=4)
     pipe = InsertPipeline(**parts)
-    pipe.load_ip_adapter(to_original(net), subfolder="", weight_name="", image_encoder_folder=None)
+    save_original(net, tmp_path / "sub" / name)
+    pipe.load_ip_adapter(str(tmp_path), subfolder="sub", weight_name=name, image_encoder_folder=None)
     pipe.set_ip_adapter_scale(0.5)
-    processor = cross_attention_layers(pipe.unet)[0].processor
-    assert torch.equal(processor.to_k_ip[0].weight, net.ip.layers[0].to_k_ip.weight)
+    for layer, own in zip(cross_attention_layers(pipe.unet), net.ip.projections(), strict=True):
+        assert torch.equal(layer.processor.to_k_ip[0].weight, own.to_k_ip.weight)
+        assert torch.equal(layer.processor.to_v_ip[0].weight, own.to_v_ip.weight)
+        assert layer.processor.scale == [0.5]
 
 
 def test_starts_from_the_text_projections_and_leaves_the_unet_alone():
