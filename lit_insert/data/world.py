@@ -50,7 +50,8 @@ def uniforms(seed: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
     with np.errstate(over="ignore"):
         row: np.ndarray = index.numpy().astype(np.uint64)[:, None]
         start = np.uint64((seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03) % 2**64)
-        z: np.ndarray = (row * np.uint64(count) + np.arange(count, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15) + start
+        counter: np.ndarray = row * np.uint64(count) + np.arange(count, dtype=np.uint64)
+        z: np.ndarray = counter * np.uint64(0x9E3779B97F4A7C15) + start
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
