@@ -90,7 +90,7 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
         feature_extractor: CLIPImageProcessor,
         embedding_optimizer: EmbeddingOptimizer,
         processing_resolution: int | None = None,
-        sampling: dict[str, float] | None = None,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super(StableDiffusionInstructPix2PixPipeline, self).__init__()
         try:
