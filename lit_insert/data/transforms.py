@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -110,10 +110,9 @@ def change_reference(image: Tensor, generator: torch.Generator) -> Tensor:
     image = F.adjust_hue(image, 0.06 * draw[8] - 0.03)
     side = min(tall, wide)
     if draw[9] < 1 / 3:
-        sigma = side / 224 * (0.3 + 1.7 * draw[10])
-        kernel = 2 * math.ceil(2 * sigma) + 1
-        if kernel // 2 < side:
-            image = F.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+        # Pillow's, because a convolution would keep compiled code for every size that comes by.
+        blur = ImageFilter.GaussianBlur(side / 224 * (0.3 + 1.7 * draw[10]))
+        image = F.pil_to_tensor(F.to_pil_image(image).filter(blur))
     if draw[11] < 1 / 3:
         factor = 0.35 + 0.65 * draw[12]
         small = [max(8, round(tall * factor)), max(8, round(wide * factor))]
