@@ -30,6 +30,7 @@ from lit_insert.embedding_optimizer.canvas import (
     reference_picture,
     restore,
 )
+from lit_insert.embedding_optimizer.guidance import needed_rows
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
 from lit_insert.embedding_optimizer.pairs import Generators, Picture, as_pictures, pair_up, per_pair
 from lit_insert.embedding_optimizer.sources import load_checkpoint_parts, load_folder_parts
@@ -249,9 +250,8 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
             scene_latents = self._encode_scenes([place(scenes[i], canvases[i]) for i in group])
             tokens = self._tokens(pixels[group])
             rows = [i for i in group for _ in range(n)]
-            latents = (
-                super()
-                .__call__(
+            with needed_rows(self.unet, guidance_scale, image_guidance_scale):
+                sampled = super().__call__(
                     image=scene_latents.repeat_interleave(n, dim=0),
                     prompt_embeds=tokens.repeat_interleave(n, dim=0),
                     negative_prompt_embeds=self.embedding_optimizer.null(len(rows)),
@@ -265,10 +265,9 @@ class InsertPipeline(StableDiffusionInstructPix2PixPipeline):
                     callback_on_step_end_tensor_inputs=list(callback_on_step_end_tensor_inputs),
                     cross_attention_kwargs=cross_attention_kwargs,
                 )
-                .images
-            )
+            latents: Tensor = sampled.images
             changes: Sequence[Tensor | None] = [None] * len(rows)
-            results: Tensor = latents
+            results = latents
             if output_type != "latent":
                 results = self._decode(latents / self.vae.config["scaling_factor"])
                 if preserve_background:
