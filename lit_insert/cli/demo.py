@@ -14,7 +14,7 @@ from lit_insert.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/embedding_optimizer/pocket.yaml"
-SETTINGS: dict[str, Any] = {"num_inference_steps": 20}
+
 COLUMNS = ("color", "shape", "texture", "found", "clear", "background_psnr")
 HEADER = (
     "",
@@ -106,7 +106,6 @@ def write_report(out: Path, count: int, seconds: float) -> Path:
                 dataset,
                 progress=lambda n: bar.advance(task, n),
                 preserve_background=False,
-                **SETTINGS,
             )
     tuned = results["after fine-tuning"]
     labelled = [
@@ -151,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder, made anew")
     parser.add_argument("--steps", type=int, default=400, help="training steps in all")
-    parser.add_argument("--scenes", type=int, default=96, help="held-out scenes in the report")
+    parser.add_argument("--scenes", type=int, default=64, help="held-out scenes in the report")
     args = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     out = args.out if args.out.is_absolute() else ROOT / args.out
@@ -184,7 +183,6 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{name}/held_out/objects",
             ),
             *("--model", name, "--output", f"{name}/inserted"),
-            *(part for key, value in SETTINGS.items() for part in (f"--{key}", str(value))),
         )
         print("\n── Score and report", flush=True)
         page = write_report(out, args.scenes, seconds)

@@ -21,11 +21,14 @@ class Evaluation:
 
     ``scores`` has a row for "target" (the oracle's own ceiling), "copy source", "insert" and "shuffled reference"
     (scored against the given object), and "shuffled, original" (the same pictures scored against the object that
-    was not shown). ``rows`` holds source, reference, result, other reference, its result, target.
+    was not shown). ``coincidence`` says how often the shown and the other label agree: what a model that follows the
+    reference perfectly scores in the last row. ``rows`` holds source, reference, result, other reference, its result,
+    target.
     """
 
     scores: dict[str, dict[str, float]]
     rows: list[list[Image.Image]] = field(default_factory=list)
+    coincidence: dict[str, float] = field(default_factory=dict)
 
 
 def references(dataset: SceneDataset, batch: dict[str, Any]) -> list[Image.Image]:
@@ -60,6 +63,7 @@ def evaluate_insertion(
     names = ("target", "copy source", "insert", "shuffled reference", "shuffled, original")
     scores = {name: InsertionScore(judge) for name in names}
     rows: list[list[Image.Image]] = []
+    agree = torch.zeros(4)
     for start in range(0, len(dataset), batch_size):
         indices = list(range(start, min(start + batch_size, len(dataset))))
         batch = dataset.batch(indices)
@@ -73,6 +77,8 @@ def evaluate_insertion(
             out = pipeline(image=scenes, object_image=objects, generator=generator, **settings)  # noqa: B023
             return torch.stack([to_tensor(image) for image in out.images])
 
+        same = batch["label"] == other["label"]
+        agree += torch.cat([same, same.all(1, keepdim=True)], dim=1).sum(0)
         result = insert(shown)
         changed = insert(swapped)
         for name, picture, label in (
@@ -89,4 +95,9 @@ def evaluate_insertion(
                 rows.append([scenes[i], shown[i], pair[0], swapped[i], pair[1], pair[2]])
         if progress:
             progress(len(indices))
-    return Evaluation({name: score.compute() for name, score in scores.items()}, rows)
+    shares = (agree / len(dataset)).tolist()
+    return Evaluation(
+        {name: score.compute() for name, score in scores.items()},
+        rows,
+        dict(zip(InsertionScore.NAMES[:4], shares, strict=True)),
+    )
