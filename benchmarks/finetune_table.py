@@ -35,6 +35,7 @@ from lit_insert.data.scenes import SceneDataset
 from lit_insert.diffusion.frozen import resolve_base
 from lit_insert.embedding_optimizer.evaluate import evaluate_insertion
 from lit_insert.embedding_optimizer.parts import UnetTuning
+from lit_insert.embedding_optimizer.pipeline import SAMPLING
 from lit_insert.training.ema import EMA, averaged
 from lit_insert.training.schedules import WarmupCosine
 
@@ -110,18 +111,23 @@ def steps_in_time(tuning: UnetTuning, args: argparse.Namespace) -> int:
     return max(1, int(0.95 * 60 * args.minutes / ticker.pace()))
 
 
-def judged(model: str | Path, args: argparse.Namespace) -> dict[str, float]:
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Sampling settings of every row: the model's own, but for what the command line says."""
+    given = {name: getattr(args, name) for name in SAMPLING}
+    own = InsertPipeline.from_pretrained(args.base).sampling
+    return {**own, **{name: value for name, value in given.items() if value is not None}}
+
+
+def judged(model: str | Path, sampling: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
     """Colour and shape accuracy on held-out scenes, with the right reference and with another one."""
     pipeline = InsertPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.sampling = sampling
     scores = evaluate_insertion(
         pipeline,
         SceneDataset("test", args.n),
         batch_size=64,
         pictures=0,
-        num_inference_steps=args.sampling_steps,
-        guidance_scale=args.guidance_scale,
-        image_guidance_scale=args.image_guidance_scale,
         preserve_background=False,
     ).scores
     row, other = scores["insert"], scores["shuffled reference"]
@@ -136,13 +142,14 @@ def recovered(after: float, chance: float, shipped: float) -> float | None:
 def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Rows of the table by name."""
     rows: dict[str, dict[str, Any]] = {}
+    sampling = sampling_of(args)
     with Progress(transient=True) as bar, tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         task = bar.add_task("judging the model as it was", total=None)
-        rows[SHIPPED] = judged(args.base, args)
+        rows[SHIPPED] = judged(args.base, sampling, args)
         bar.update(task, description="judging the new adapter")
         new_module(args.base, UnetTuning(target="none"), args).export(work / "before")
-        rows[BEFORE] = judged(work / "before", args)
+        rows[BEFORE] = judged(work / "before", sampling, args)
         for arm in args.arms:
             title, tuning = ARMS[arm]
             bar.update(task, description=title, completed=0, total=None)
@@ -156,7 +163,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 module.export(work / arm)
             bar.update(task, description=f"judging {title}", total=None)
             trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-            rows[title] = {"trainable": trainable, **spent, **judged(work / arm, args)}
+            rows[title] = {"trainable": trainable, **spent, **judged(work / arm, sampling, args)}
             for name, chance in CHANCE.items():
                 rows[title][f"{name}_recovered"] = recovered(rows[title][name], chance, rows[SHIPPED][name])
     return rows
@@ -197,9 +204,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of the adapter")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--n", type=int, default=256, help="held-out scenes")
-    parser.add_argument("--sampling_steps", type=int, default=20, help="num_inference_steps")
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
-    parser.add_argument("--image_guidance_scale", type=float, default=1.0)
+    parser.add_argument("--num_inference_steps", type=int, help="by default the model's own, as the next two")
+    parser.add_argument("--guidance_scale", type=float)
+    parser.add_argument("--image_guidance_scale", type=float)
     parser.add_argument("--seed", type=int, default=0, help="of the new adapter, the data and the noise")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()

@@ -61,7 +61,7 @@ def test_adapter_only_leaves_the_unet_alone(bench, base):
 
 @pytest.mark.slow
 def test_json_line(base):
-    small = ["--steps", 2, "--n", 4, "--batch_size", 2, "--sampling_steps", 1, "--json"]
+    small = ["--steps", 2, "--n", 4, "--batch_size", 2, "--num_inference_steps", 1, "--json"]
     result = run("finetune_table", "--base", base, *small)
     rows = result["rows"]
     assert len(rows) == 6
