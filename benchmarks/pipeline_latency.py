@@ -73,8 +73,8 @@ def rows(ours: InsertPipeline, args: argparse.Namespace) -> dict[str, Callable[[
     scenes, objects = pairs(args.batch, ours.processing_resolution)
     settings: dict[str, Any] = {
         "num_inference_steps": args.steps,
-        "guidance_scale": 7.0,
-        "image_guidance_scale": 1.5,
+        "guidance_scale": args.guidance_scale,
+        "image_guidance_scale": args.image_guidance_scale,
     }
 
     def noise() -> list[torch.Generator]:
@@ -118,6 +118,8 @@ def main() -> None:
     parser.add_argument("--model", help="pocket, run, checkpoint or exported folder; by default random weights")
     parser.add_argument("--size", default="quarter", choices=list(SIZES), help="of the random weights")
     parser.add_argument("--steps", type=int, default=20, help="num_inference_steps")
+    parser.add_argument("--guidance_scale", type=float, default=7.0)
+    parser.add_argument("--image_guidance_scale", type=float, default=1.5, help="at 1, ours skips a third of the work")
     parser.add_argument("--batch", type=int, default=1, help="pairs in one call")
     parser.add_argument("--repeats", type=int, default=9, help="rounds")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

@@ -12,9 +12,13 @@ def bench():
     return load("pipeline_latency")
 
 
-def test_both_make_the_same_pictures(bench):
+@pytest.mark.parametrize("image_scale", [1.0, 1.5])
+def test_both_make_the_same_pictures(bench, image_scale):
     pipeline = bench.random_pipeline("pocket")
-    calls = bench.rows(pipeline, argparse.Namespace(device="cpu", batch=2, steps=2))
+    calls = bench.rows(
+        pipeline,
+        argparse.Namespace(device="cpu", batch=2, steps=2, guidance_scale=7.0, image_guidance_scale=image_scale),
+    )
     ours, given, made = (np.stack([np.asarray(p) for p in calls[n]()]) for n in (bench.OURS, bench.GIVEN, bench.MADE))
     assert ours.shape == (2, 32, 32, 3)
     np.testing.assert_allclose(ours.astype(int), made.astype(int), atol=1)
