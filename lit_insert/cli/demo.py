@@ -83,6 +83,8 @@ def untrained(config: Path) -> Any:
 
 def write_report(out: Path, count: int, seconds: float) -> Path:
     """Score the start, the fine-tuned run and the shipped model, and write the page."""
+    import diffusers
+    import transformers
     from rich.progress import Progress
 
     from lit_insert import InsertPipeline
@@ -90,6 +92,8 @@ def write_report(out: Path, count: int, seconds: float) -> Path:
     from lit_insert.embedding_optimizer.evaluate import evaluate_insertion
     from lit_insert.report import Report
 
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # of the loading of weights: our own bar tells more
     dataset = SceneDataset("test", count)
     models = {
         "adapter forgotten (start)": untrained(ROOT / CONFIG),
