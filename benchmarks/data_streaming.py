@@ -179,6 +179,7 @@ def whole_epoch(rank: int, root: Path, options: argparse.Namespace, out: Path) -
         if number % every == 0:
             memory.append(resident_mb())
     seconds = time.perf_counter() - start
+    loader.close()
     np.save(out / f"seen-{rank}.npy", np.array(seen))
     result = {
         "rows_per_s": (len(seen) - options.batch_size) / max(seconds, 1e-9),
@@ -235,6 +236,7 @@ def speed_ours(rank: int, root: Path, options: argparse.Namespace, out: Path) ->
     order = data.order(True, options.window, options.workers)
     loader = resumable_loader(Decoded(data), options.batch_size, options.workers, order=order, collate_fn=first)
     (out / f"ours-{rank}.json").write_text(json.dumps(timed(loader, options)))
+    loader.close()
 
 
 def speed_plain(rank: int, root: Path, options: argparse.Namespace, out: Path) -> None:

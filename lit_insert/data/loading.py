@@ -243,6 +243,12 @@ class ResumableLoader(Generic[Batch]):
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
+    def close(self) -> None:
+        """End the workers; the next iteration starts new ones. Lightning does the same when a stage ends."""
+        if self._inner.num_workers and self._inner._iterator is not None:
+            self._inner._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        self._inner._iterator = None
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration reads."""
         self.batch_sampler.set_epoch(epoch)

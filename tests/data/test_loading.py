@@ -75,6 +75,19 @@ def test_state_continues_bit_for_bit(num_workers, taken):
     assert read(other) + read(other) == expected[6 + taken :]
 
 
+def test_closing_ends_the_workers_and_reading_can_go_on():
+    loader = resumable_loader(Numbers(23), 4, 2, seed=5)
+    expected = read(resumable_loader(Numbers(23), 4, seed=5))
+    assert read(loader) == expected
+    workers = loader._iterator._workers
+    assert all(worker.is_alive() for worker in workers)
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+    loader.set_epoch(0)
+    assert read(loader) == expected
+    loader.close()
+
+
 def test_ranks_share_the_samples_of_one_process(monkeypatch):
     whole = numbers(read(resumable_loader(Numbers(24), 4, seed=1)))
     parts = []
