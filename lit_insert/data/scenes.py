@@ -12,12 +12,8 @@ from transformers import CLIPImageProcessor
 
 from lit_insert.data import world
 from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader
+from lit_insert.data.transforms import clip_processor
 from lit_insert.errors import InputError
-
-
-def clip_processor(size: int) -> CLIPImageProcessor:
-    """The CLIP preprocessing (resize, centre crop, rescale, normalise) for square inputs of ``size`` pixels."""
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
 class SceneDataset(Dataset[dict[str, Any]]):
