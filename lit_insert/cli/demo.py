@@ -37,15 +37,16 @@ def run(title: str, *command: str) -> None:
 
 
 def loss_points(run_dir: Path, key: str) -> list[tuple[float, float]]:
-    """(step, value) pairs of one logged quantity, averaged over ten neighbours."""
+    """(step, value) pairs of one logged quantity, averaged over neighbours to some twenty points."""
     points = []
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         if key in record:
             points.append((float(record["step"]), float(record[key])))
     smooth = []
-    for i in range(0, len(points), 10):
-        part = points[i : i + 10]
+    width = max(1, len(points) // 20)
+    for i in range(0, len(points), width):
+        part = points[i : i + width]
         smooth.append((part[-1][0], sum(v for _, v in part) / len(part)))
     return smooth
 
