@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,21 @@ class BaseModule(pl.LightningModule):
             for p in parameters.trainable(self).values():
                 if p.dtype in (torch.bfloat16, torch.float16):
                     p.data = p.data.float()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, then drop the gradients.
+
+        Kept until the next backward pass, they would add to the forward pass's peak of memory; on a CPU, giving that
+        memory back and taking it anew costs a tenth of a step.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log gradient norm and learning rates, and stop on a gradient that is not finite."""
