@@ -96,7 +96,7 @@ def our_config(arm: str, work: Path, size: Size, args: argparse.Namespace) -> di
                 "unet": {"target": "attn2" if arm.startswith("attn2") else "all"},
                 "conditioning_dropout": 0.05,
                 "feature_cache": str(work / "cache") if arm.endswith("cached") else None,
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-5}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-5, "fused": args.fused}},
             },
         },
         "data": {
@@ -243,6 +243,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of a run")
     parser.add_argument("--attn2", action="store_true", help="also our default, which tunes attn2 instead of all")
+    parser.add_argument(
+        "--fused", action="store_true", help="ours uses torch's fused AdamW; fp32 only, off at the peer"
+    )
     parser.add_argument("--no_ema", dest="ema", action="store_false", help="neither keeps an average")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
@@ -252,6 +255,8 @@ def main() -> None:
         parser.error(f"--peer {args.peer}: no such file; give a checkout of diffusers or the script itself")
     if not 0 <= args.warmup < args.steps - 1:
         parser.error(f"--warmup {args.warmup}: leaves no steps of {args.steps}")
+    if args.fused and args.precision != "fp32":
+        parser.error("--fused: Lightning clips no gradients of a fused optimizer in mixed precision; use fp32")
     args.peer = args.peer and args.peer.resolve()
     quiet_loading()
     arms = [*(["peer"] if args.peer else []), "ours", "cached", *(["attn2", "attn2_cached"] if args.attn2 else [])]

@@ -62,7 +62,7 @@ def test_both_get_the_same_pictures(bench, tmp_path):
 
 
 def test_arms_differ_in_what_they_are_about_alone(bench, tmp_path):
-    args = argparse.Namespace(batch_size=None, device="cpu", steps=3, precision="bf16", ema=True)
+    args = argparse.Namespace(batch_size=None, device="cpu", steps=3, precision="bf16", ema=True, fused=False)
     plain, cached, attn2 = (
         bench.our_config(arm, tmp_path, bench.SIZES["pocket"], args) for arm in ("ours", "cached", "attn2_cached")
     )
