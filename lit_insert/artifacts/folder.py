@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lit_insert.artifacts.atomic import atomic_folder
-from lit_insert.artifacts.resolve import INDEX
+from lit_insert.artifacts.resolve import CONFIG, INDEX, is_model_folder
 from lit_insert.errors import InputError
 
 
@@ -23,8 +23,8 @@ def replace_model_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).expanduser().resolve()
     if path.is_file():
         raise InputError(f"{path}: a file is in the way; give a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / INDEX).is_file():
-        raise InputError(f"{path}: has other things in it and no {INDEX}; give a new or empty folder")
+    if path.is_dir() and any(path.iterdir()) and not is_model_folder(path):
+        raise InputError(f"{path}: has other things in it and no model; give a new or empty folder")
     with atomic_folder(path) as temporary:
         yield temporary
         for old in path.iterdir() if path.is_dir() else ():
@@ -38,5 +38,6 @@ def replace_model_folder(path: str | Path) -> Iterator[Path]:
 
 def _is_part(entry: Path) -> bool:
     """Whether an entry of an exported folder belongs to the old model."""
-    configs = ("config.json", "preprocessor_config.json", "scheduler_config.json")
-    return entry.name == INDEX or any((entry / name).is_file() for name in configs)
+    configs = (CONFIG, "preprocessor_config.json", "scheduler_config.json")
+    own = entry.name in (INDEX, CONFIG) or ".safetensors" in entry.suffixes  # the second: shards' index too
+    return own or any((entry / name).is_file() for name in configs)

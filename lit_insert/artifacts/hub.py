@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_insert.artifacts.resolve import INDEX
+from lit_insert.artifacts.resolve import CONFIG, INDEX, is_model_folder
 from lit_insert.errors import InputError
 
 # A pipeline needs its configs and safetensors; code and pickles stay where they are.
@@ -123,8 +123,8 @@ def _check_any(folder: Path, files: dict[str, int]) -> None:
 
 
 def _check_model(folder: Path, files: dict[str, int]) -> None:
-    if INDEX not in files:
-        raise InputError(f"{folder}: no {INDEX} in it; give an exported folder")
+    if not is_model_folder(folder):
+        raise InputError(f"{folder}: no {INDEX}, nor {CONFIG} with *.safetensors, in it; give an exported folder")
     _check_any(folder, files)
     from lit_insert.artifacts.weights import check_safetensors
 

@@ -10,6 +10,7 @@ from lit_insert import pocket
 from lit_insert.errors import InputError
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -18,7 +19,7 @@ class Source:
     """A model that was found.
 
     Attributes:
-        kind: "folder" (an exported pipeline), "checkpoint" (a training checkpoint) or "hub".
+        kind: "folder" (an exported pipeline or model), "checkpoint" (a training checkpoint) or "hub".
         location: Path of the folder or file, or the hub id.
         name: What the user wrote.
     """
@@ -33,19 +34,26 @@ class Source:
         return Path(self.location)
 
 
-def resolve_model(name: str | Path) -> Source:
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is an exported pipeline (``model_index.json``) or a single exported model."""
+    return (folder / INDEX).is_file() or ((folder / CONFIG).is_file() and any(folder.glob("*.safetensors")))
+
+
+def resolve_model(name: str | Path, default_pocket: str = "insert") -> Source:
     """Find out what a model name means; imports nothing heavy and reads no weights.
 
     Args:
         name: "pocket" or "pocket:<name>"; a run folder (its ``export/`` is taken, or else the last of its
-            ``checkpoints/``); an exported folder; a ``.ckpt`` file; or a hub id ``owner/model``.
+            ``checkpoints/``); an exported folder, of a pipeline (``model_index.json``) or of a single model
+            (``config.json`` and ``*.safetensors``); a ``.ckpt`` file; or a hub id ``owner/model``.
+        default_pocket: Which pocket model a plain "pocket" is: the command's own, such as "mask".
 
     Raises:
         InputError: If it is none of these; says what was looked for.
     """
     text = str(name)
     if text == "pocket" or text.startswith("pocket:"):
-        folder = pocket.path(text.partition(":")[2] or "insert")
+        folder = pocket.path(text.partition(":")[2] or default_pocket)
         return Source("folder", str(folder), text)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -64,7 +72,7 @@ def resolve_model(name: str | Path) -> Source:
 
 def _in_folder(folder: Path, name: str) -> Source:
     for candidate in (folder, folder / "export"):
-        if (candidate / INDEX).is_file():
+        if is_model_folder(candidate):
             return Source("folder", str(candidate), name)
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
@@ -74,5 +82,6 @@ def _in_folder(folder: Path, name: str) -> Source:
     if last.is_file():
         return Source("checkpoint", str(last), name)
     raise InputError(
-        f"model {name!r}: the folder has no model (looked for {INDEX}, export/{INDEX}, checkpoints/*.ckpt)"
+        f"model {name!r}: the folder has no model (looked for {INDEX}, or {CONFIG} with *.safetensors, in it and in "
+        "export/, and for checkpoints/*.ckpt)"
     )

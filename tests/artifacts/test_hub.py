@@ -76,6 +76,16 @@ def test_push_refuses_incomplete_or_unsafe_folders(exported, tmp_path):
     refuse("no model_index.json")
 
 
+def test_push_takes_a_single_model(tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no model_index\.json, nor config\.json with"):
+        push_model(tmp_path, "me/model", dry_run=True)
+    save_file({"w": torch.zeros(4)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    files = push_model(tmp_path, "me/model", dry_run=True).files
+    assert sorted(files) == ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+
+
 def test_dataset_push_takes_any_files(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metadata.csv").write_text("a,b\n")

@@ -50,7 +50,7 @@ def test_unknown_names_say_what_was_looked_for(tmp_path, run):
         (tmp_path / "absent.ckpt", "no such file here"),
         ("runs/absent.ckpt", "no such file here"),
         (tmp_path / "w.safetensors", "a file that is no .ckpt"),
-        (tmp_path / "bare", "looked for model_index.json, export/model_index.json, checkpoints"),
+        (tmp_path / "bare", "looked for model_index.json, or config.json with .* and for checkpoints"),
         ("pockett", "did you mean 'pocket'"),
         ("pocket:nothing", "nothing"),
     ):
@@ -63,6 +63,18 @@ def test_pocket_name(tmp_path, monkeypatch):
     monkeypatch.setattr(pocket, "path", lambda name: tmp_path / name)
     assert resolve_model("pocket").path == tmp_path / "insert"
     assert resolve_model("pocket:other").path == tmp_path / "other"
+    assert resolve_model("pocket", default_pocket="mask").path == tmp_path / "mask"
+    assert resolve_model("pocket:other", default_pocket="mask").path == tmp_path / "other"
+
+
+def test_a_single_model_is_an_exported_folder(run):
+    export = run / "export"
+    (export / "model_index.json").rename(export / "config.json")
+    assert resolve_model(run).kind == "checkpoint"  # a config alone is no model
+    (export / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    for name in (run, export):
+        found = resolve_model(name)
+        assert (found.kind, found.path) == ("folder", export)
 
 
 def test_resolving_does_not_import_torch():
@@ -81,6 +93,16 @@ def test_replacing_a_model_keeps_the_card_and_drops_old_parts(tmp_path):
         (temporary / "model_index.json").write_text("new")
     assert sorted(p.name for p in target.iterdir()) == ["README.md", "model_index.json"]
     assert (target / "model_index.json").read_text() == "new"
+
+
+def test_replacing_a_single_model_drops_its_old_weights(tmp_path):
+    for name in ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md"):
+        (tmp_path / name).write_text("old")
+    with replace_model_folder(tmp_path) as temporary:
+        (temporary / "config.json").write_text("new")
+        (temporary / "model.safetensors").write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (tmp_path / "config.json").read_text() == "new"
 
 
 def test_replacing_refuses_a_folder_of_other_things(tmp_path):
