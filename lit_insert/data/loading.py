@@ -8,6 +8,7 @@ import gc
 import hashlib
 import logging
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -221,6 +222,7 @@ class ResumableLoader(Generic[Batch]):
         self.batch_sampler = EpochBatches(order, spans, self.rank)
         self._at, self._taken = 0, 0
         self._loaded, self._drawn = False, False
+        self._end: weakref.finalize[..., Any] | None = None
         self._inner: DataLoader[Any] = DataLoader(
             _Reader(dataset),  # type: ignore[arg-type]
             batch_sampler=self.batch_sampler,  # type: ignore[arg-type]
@@ -239,15 +241,27 @@ class ResumableLoader(Generic[Batch]):
     @_iterator.setter
     def _iterator(self, value: Any) -> None:
         self._inner._iterator = value
+        if value is None and self._end is not None:
+            self._end.detach()
+            self._end = None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def close(self) -> None:
         """End the workers; the next iteration starts new ones. Lightning does the same when a stage ends."""
-        if self._inner.num_workers and self._inner._iterator is not None:
-            self._inner._iterator._shutdown_workers()  # type: ignore[attr-defined]
-        self._inner._iterator = None
+        if self._end is not None:
+            self._end()
+        self._iterator = None
+
+    def _start(self) -> Iterator[tuple[Any, list[Failure]]]:
+        """The inner iterator, whose workers end with this loader."""
+        iterator = iter(self._inner)
+        if self._inner.num_workers and self._end is None:
+            # Left to the garbage collector, its queues would close before it told the workers to stop, and it would
+            # wait five seconds for each. The finalizer keeps it out of the garbage.
+            self._end = weakref.finalize(self, iterator._shutdown_workers)  # type: ignore[attr-defined]
+        return iterator
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration reads."""
@@ -262,7 +276,7 @@ class ResumableLoader(Generic[Batch]):
             self._at, self._taken = self._at + 1, 0
         self._drawn = True
         batches.epoch, batches.start = self._at, self._taken
-        for batch, failures in self._inner:
+        for batch, failures in self._start():
             self._note(failures)
             if batch is None:
                 raise InputError(f"none of {_SEARCH} samples in a row can be used; {_last(self)}")

@@ -1,3 +1,4 @@
+import gc
 import random
 
 import lightning.pytorch as pl
@@ -127,6 +128,16 @@ def test_generators_differ_by_seed_epoch_and_index():
         for i in range(50)
     }
     assert len(draws) == 450
+
+
+def test_workers_of_a_loader_left_in_a_cycle_end_by_themselves():
+    loader = resumable_loader(Numbers(23), 4, 2)
+    loader.itself = loader
+    next(iter(loader))
+    workers = loader._iterator._workers
+    del loader
+    gc.collect()
+    assert [worker.exitcode for worker in workers] == [0, 0]  # -15 where they had to be killed
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
