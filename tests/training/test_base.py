@@ -99,6 +99,20 @@ def test_trainables_are_float32_under_mixed_precision(tmp_path):
     assert {p.dtype for p in model.net.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("algorithm", [None, "value"])
+def test_a_fused_optimiser_is_clipped_in_mixed_precision(tmp_path, algorithm):
+    def weights(fused, **options):
+        model = ToyModule(optimizer=lambda p: torch.optim.SGD(p, lr=0.5, fused=fused))
+        fit(tmp_path, model=model, precision="bf16-mixed", max_steps=2, gradient_clip_algorithm=algorithm, **options)
+        return torch.cat([p.flatten() for p in model.net.parameters()])
+
+    clipped = weights(True, gradient_clip_val=1e-3)
+    torch.testing.assert_close(clipped, weights(False, gradient_clip_val=1e-3))
+    start = torch.cat([p.flatten() for p in toy().net.parameters()])
+    bound = 2 * 0.5 * 1e-3 * (1 if algorithm is None else len(start) ** 0.5)
+    assert 0 < (clipped - start).norm() <= bound * 1.001 < (weights(True) - start).norm()
+
+
 def test_nothing_to_train(tmp_path):
     model = toy()
     frozen(model.net)
