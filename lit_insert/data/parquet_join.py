@@ -218,6 +218,15 @@ class ArrowRows:
         """Title and row, for messages."""
         return f"{self.title} row {index}"
 
+    def column(self, name: str) -> list[Any]:
+        """All values of one column as plain Python values."""
+        return self._all.select_columns([name])[:].column(name).to_pylist()
+
+    def class_names(self, name: str) -> list[str] | None:
+        """Names of a column's classes by number, where the table says so."""
+        names = getattr(self._all.features[name], "names", None)
+        return list(names) if names else None
+
     def join_keys(self) -> Iterator[tuple[str, str, str]]:
         """The join key of every row; reads the key columns only."""
         if missing := [c for c in KEY if c not in self._all.column_names]:
