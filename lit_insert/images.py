@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lit_insert.artifacts.atomic import atomic_file
 from lit_insert.errors import InputError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+Picture = Union[Image.Image, str, Path, "Tensor"]
 MAX_PIXELS = 178_956_970  # where Pillow itself calls a picture a decompression bomb
 WHITE = (255, 255, 255)
 NEUTRAL = (128, 128, 128)  # the backdrop of reference pictures in training
@@ -172,6 +173,42 @@ def to_pil(tensor: "Tensor") -> Image.Image:
         return Image.fromarray(values[0].clamp(0, 1).mul(255).round().byte().numpy())
     values = values.clamp(-1, 1).add(1).mul(127.5).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+def as_pictures(given: Any, name: str, *, alpha: bool = False) -> list[Image.Image]:
+    """Whatever form pictures come in, as a list of upright PIL pictures.
+
+    Args:
+        given: A PIL picture, a path, a tensor (3,H,W) or (N,3,H,W) in [-1,1], or a sequence of these.
+            Files and PIL pictures that are stored lying (EXIF orientation) are turned.
+        name: What to call it in a message.
+        alpha: Keep the alpha of files.
+
+    Raises:
+        InputError: If one is none of these, or its file is unreadable.
+    """
+    from torch import Tensor
+
+    if isinstance(given, Tensor):
+        if given.ndim not in (3, 4) or given.shape[-3] != 3:
+            raise InputError(f"{name}: a tensor must be (3,H,W) or (N,3,H,W), not {tuple(given.shape)}")
+        return [to_pil(t) for t in (given if given.ndim == 4 else given[None])]
+    if not isinstance(given, list | tuple):
+        given = [given]
+    found = []
+    for item in given:
+        if isinstance(item, str | Path):
+            found.append(load_image(item, mode="RGBA" if alpha else "RGB"))
+        elif isinstance(item, Tensor):
+            found.extend(as_pictures(item, name))
+        elif isinstance(item, Image.Image):
+            lying = item.getexif().get(_ORIENTATION) in _UPRIGHT
+            found.append(ImageOps.exif_transpose(item) if lying else item)
+        else:
+            raise InputError(f"{name}: expected a PIL picture, a path or a tensor, not {type(item).__name__}")
+    if not found:
+        raise InputError(f"{name}: no picture given")
+    return found
 
 
 def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lit_insert.errors import InputError
 from lit_insert.images import (
+    as_pictures,
     fit_within,
     flatten_alpha,
     image_grid,
@@ -256,3 +257,17 @@ def test_grid_captions_take_room_and_draw_ink():
     assert np.asarray(below)[-12:].min() < 100
     with pytest.raises(ValueError, match="at least one"):
         image_grid([[None]])
+
+
+def test_pictures_come_in_many_forms_and_stand_upright(tmp_path):
+    lying = Image.new("RGB", (6, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        found = as_pictures([tmp_path / "a.jpg", opened, torch.zeros(2, 3, 4, 6)], "image")
+    assert [p.size for p in found] == [(4, 6), (4, 6), (6, 4), (6, 4)]
+    assert as_pictures(found, "image")[1].size == (4, 6)  # turned once only
+    for wrong, message in ((torch.zeros(4, 6), "a tensor must be"), ([], "no picture given"), (3, "not int")):
+        with pytest.raises(InputError, match=message):
+            as_pictures(wrong, "image")

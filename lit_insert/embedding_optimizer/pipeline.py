@@ -32,10 +32,10 @@ from lit_insert.embedding_optimizer.canvas import (
 )
 from lit_insert.embedding_optimizer.guidance import needed_rows
 from lit_insert.embedding_optimizer.network import EmbeddingOptimizer
-from lit_insert.embedding_optimizer.pairs import Generators, Picture, as_pictures, pair_up, per_pair
+from lit_insert.embedding_optimizer.pairs import Generators, pair_up, per_pair
 from lit_insert.embedding_optimizer.sources import load_checkpoint_parts, load_folder_parts
 from lit_insert.errors import InputError
-from lit_insert.images import to_pil
+from lit_insert.images import Picture, as_pictures, to_pil
 
 SAMPLING: dict[str, Any] = {"num_inference_steps": 50, "guidance_scale": 7.0, "image_guidance_scale": 1.5}
 
