@@ -16,6 +16,7 @@ FLOORS = {
     "segmenters": 2,
     "images": 1,
     "report": 1,
+    "rle": 1,
     "artifacts": 1,
     "metrics": 1,
     "errors": 1,
