@@ -20,6 +20,8 @@ from lit_insert.embedding_optimizer.original import NAMES, save_original
 from lit_insert.embedding_optimizer.parts import InsertParts, Sampling, UnetTuning, load_parts
 from lit_insert.embedding_optimizer.pipeline import InsertPipeline
 from lit_insert.errors import InputError
+from lit_insert.metrics.fidelity import PictureFidelity
+from lit_insert.metrics.preservation import BackgroundPreservation
 from lit_insert.training.base import BaseModule, batch_length
 from lit_insert.training.parameters import frozen, named_groups
 
@@ -105,6 +107,7 @@ class EmbeddingOptimizerModule(BaseModule):
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.quarters = nn.ModuleList(MeanMetric() for _ in range(QUARTERS))
+        self.fidelity, self.preservation = PictureFidelity(), BackgroundPreservation()
 
     def _train_image_encoder(self) -> None:
         """Train what of the encoder the adapter reads; DDP refuses parameters that get no gradient."""
@@ -207,9 +210,20 @@ class EmbeddingOptimizerModule(BaseModule):
         """Log the error by noise level: quarter 1 has the least noise."""
         self._log_quarters("val")
 
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The loss, and an insertion into every scene, compared with the target and, outside the mask, the scene."""
+        super().test_step(batch, batch_idx)
+        results = torch.stack(self.insert(batch, self._generator(-1 - batch_idx)))
+        self.fidelity.update(results, batch["target"])
+        self.preservation.update(batch["source"], results, batch["mask"])
+
     def on_test_epoch_end(self) -> None:
-        """The same for the test split."""
+        """Log the error by noise level, and of the pictures L1, PSNR, SSIM and the PSNR of the background."""
         self._log_quarters("test")
+        figures = {**self.fidelity.compute(), "background_psnr": self.preservation.compute()["psnr"]}
+        self.log_dict({f"test/{name}": value.float() for name, value in figures.items()})
+        self.fidelity.reset()
+        self.preservation.reset()
 
     def _quarters(self) -> list[MeanMetric]:
         return list(self.quarters)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule, Samp
 from lit_insert.embedding_optimizer.parts import UnetTuning
 from lit_insert.embedding_optimizer.pipeline import InsertPipeline
 from lit_insert.errors import InputError
+from lit_insert.metrics.fidelity import PictureFidelity
+from lit_insert.metrics.preservation import BackgroundPreservation
 from lit_insert.training.predictions import PredictionWriter
 
 SMALL = {"heads": 4, "depth": 1, "num_tokens": 4}
@@ -181,6 +183,21 @@ def test_validation_reports_noise_levels(base, tmp_path):
     again = trainer(tmp_path)
     again.validate(module(base), data(val_length=64), verbose=False)
     assert float(again.callback_metrics["val/loss"]) == float(metrics["val/loss"])
+
+
+def test_testing_compares_insertions_with_targets(base, tmp_path):
+    fit, net = trainer(tmp_path), module(base)
+    fit.test(net, data(test_length=5), verbose=False)
+    metrics = {k: float(v) for k, v in fit.callback_metrics.items()}
+    fidelity, preservation = PictureFidelity(), BackgroundPreservation()
+    net.eval()
+    for index, part in enumerate(data(test_length=5).test_dataloader()):
+        results = torch.stack(net.insert(part, net._generator(-1 - index)))
+        fidelity.update(results, part["target"])
+        preservation.update(part["source"], results, part["mask"])
+    expected = {**fidelity.compute(), "background_psnr": preservation.compute()["psnr"]}
+    assert {k: metrics[f"test/{k}"] for k in expected} == pytest.approx({k: float(v) for k, v in expected.items()})
+    assert metrics["test/loss"] > 0
 
 
 def test_grid_rows_with_fixed_noise(base):
