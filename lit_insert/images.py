@@ -229,6 +229,20 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
     return found
 
 
+def images_by_stem(folder: str | Path) -> dict[str, Path]:
+    """The picture files of a folder by name without suffix, sorted.
+
+    Raises:
+        InputError: If the folder is missing or has no pictures, or if two of them differ in their suffix only.
+    """
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in found:
+            raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of them")
+        found[path.stem] = path
+    return found
+
+
 def fit_within(image: Image.Image, side: int) -> Image.Image:
     """Scale so that the longer side is at most ``side``, aspect kept.
 

@@ -9,7 +9,7 @@ from lit_insert.data.decode import picture_bytes
 from lit_insert.data.parquet_join import join, parquet_files, row_key, unit_hash
 from lit_insert.data.pipe_rows import INSTRUCTIONS, MASK_COLUMNS, SOURCE_COLUMNS, open_rows
 from lit_insert.errors import InputError
-from lit_insert.images import list_images
+from lit_insert.images import images_by_stem
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,7 @@ def folder_candidates(
     Raises:
         InputError: If a folder is missing or empty, a name comes twice, or nothing pairs.
     """
-
-    def by_stem(folder: Path) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for path in list_images(folder):
-            if path.stem in found:
-                raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of them")
-            found[path.stem] = path
-        return found
-
-    pictures, covers = by_stem(images), by_stem(masks)
+    pictures, covers = images_by_stem(images), images_by_stem(masks)
     both = sorted(pictures.keys() & covers.keys())
     if not both:
         raise InputError(f"no file of {images} has a mask of the same name in {masks}")

@@ -57,7 +57,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-class _Inside:
+class Inside:
     """Turns names into paths below one folder; links are followed, folders of names looked up once."""
 
     def __init__(self, folder: Path) -> None:
@@ -65,6 +65,15 @@ class _Inside:
         self._parents: dict[str, bool] = {}
 
     def __call__(self, name: str, where: str) -> Path:
+        """The path of a name.
+
+        Args:
+            name: Relative to the folder.
+            where: What names it, for messages.
+
+        Raises:
+            InputError: If it leads out of the folder.
+        """
         path = self.folder / name
         parent = str(path.parent)
         if parent not in self._parents:
@@ -85,7 +94,7 @@ def read_metadata(folder: Path) -> list[Record]:
     path = metadata_file(folder)
     if path is None:
         raise InputError(f"{folder}: no metadata.csv or metadata.jsonl there")
-    inside, seen, records = _Inside(folder), dict[str, int](), list[Record]()
+    inside, seen, records = Inside(folder), dict[str, int](), list[Record]()
     for number, row in _lines(path):
         where = f"{path} line {number}"
         for column in REQUIRED:
