@@ -17,6 +17,7 @@ FLOORS = {
     "images": 1,
     "report": 1,
     "rle": 1,
+    "letterbox": 1,
     "artifacts": 1,
     "metrics": 1,
     "errors": 1,

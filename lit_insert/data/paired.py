@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,48 +11,9 @@ from torchvision.transforms.v2 import functional as F
 from lit_insert.data.mask_source import IGNORE, MaskedPicture, MaskSample
 from lit_insert.data.transforms import to_signed
 from lit_insert.errors import InputError
+from lit_insert.letterbox import letterbox, place
 
 _BILINEAR = InterpolationMode.BILINEAR
-
-
-class Frame(NamedTuple):
-    """Where a picture lies on its canvas, pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def letterbox(height: int, width: int, canvas: tuple[int, int]) -> Frame:
-    """The largest centred place for a picture of another shape, aspect kept.
-
-    Args:
-        height: Of the picture.
-        width: Of the picture.
-        canvas: (height, width).
-    """
-    scale = min(canvas[0] / height, canvas[1] / width)
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    return Frame((canvas[0] - tall) // 2, (canvas[1] - wide) // 2, tall, wide)
-
-
-def restore(prediction: Tensor, height: int, width: int) -> Tensor:
-    """Bring a prediction on a letterboxed canvas back to the picture's own size.
-
-    Args:
-        prediction: (..., H, W) float: logits or probabilities.
-        height: Of the picture before letterboxing.
-        width: Of the picture before letterboxing.
-
-    Returns:
-        (..., height, width), resized bilinearly; the padding is cut off.
-    """
-    top, left, tall, wide = letterbox(height, width, (prediction.shape[-2], prediction.shape[-1]))
-    inside = prediction[..., top : top + tall, left : left + wide]
-    return F.resize(inside.reshape(-1, 1, tall, wide), [height, width], _BILINEAR, antialias=True).reshape(
-        *prediction.shape[:-2], height, width
-    )
 
 
 @dataclass(frozen=True)
@@ -98,9 +58,10 @@ class Augmentation:
 class PairedTransform:
     """Tensors of a picture with its mask, on a canvas of fixed size.
 
-    Without a generator the picture is letterboxed: scaled until it fits, aspect kept, and centred; `restore` maps a
-    prediction back. With a generator, ``augmentation`` chooses a window of the canvas' shape, turns and mirrors it,
-    and changes the colours. Where a canvas shows nothing of the picture it is mid-grey (0 in [-1,1]).
+    Without a generator the picture is letterboxed: scaled until it fits, aspect kept, and centred; a prediction goes
+    back through `lit_insert.letterbox.restore`. With a generator, ``augmentation`` chooses a window of the canvas'
+    shape, turns and mirrors it, and changes the colours. Where a canvas shows nothing of the picture it is mid-grey
+    (0 in [-1,1]).
 
     Args:
         size: Canvas, (height, width) in pixels.
@@ -139,7 +100,7 @@ class PairedTransform:
         inside = torch.ones(1, *picture.mask.shape)
         stack = torch.cat([to_signed(picture.image), _planes(picture.mask), inside])
         if generator is None or self.augmentation is None:
-            stack = self._letterboxed(stack)
+            stack = place(stack, self.size)
             image, object_, known, inside = stack[:3], stack[3], stack[4], stack[5]
         else:
             stack = self._moved(stack, self.augmentation, generator)
@@ -148,11 +109,6 @@ class PairedTransform:
         seen = inside >= 0.5
         mask = torch.where(seen, _decide(object_, known), self.outside)
         return {"image": image.clamp(-1, 1) * seen, "mask": mask[None], "id": picture.id}
-
-    def _letterboxed(self, stack: Tensor) -> Tensor:
-        top, left, tall, wide = letterbox(stack.shape[1], stack.shape[2], self.size)
-        stack = F.resize(stack, [tall, wide], _BILINEAR, antialias=True)
-        return F.pad(stack, [left, top, self.size[1] - left - wide, self.size[0] - top - tall])
 
     def _moved(self, stack: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
         draw = torch.rand(5, generator=generator, dtype=torch.float64).tolist()

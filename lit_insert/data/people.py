@@ -64,7 +64,7 @@ class PeopleDataModule(pl.LightningDataModule):
     an epoch goes on with the samples it would have seen, on any number of workers. Pictures that cannot be read are
     left out, named once and counted.
 
-    Validation, test and prediction see the whole picture, letterboxed; `lit_insert.data.paired.restore` maps
+    Validation, test and prediction see the whole picture, letterboxed; `lit_insert.letterbox.restore` maps
     predictions back.
 
     Example::
