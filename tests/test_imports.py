@@ -15,6 +15,7 @@ FLOORS = {
     "diffusion": 2,
     "segmenters": 2,
     "images": 1,
+    "inpainting": 1,
     "report": 1,
     "rle": 1,
     "letterbox": 1,

@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from lit_insert.data.parquet_join import unit_hash
 from lit_insert.errors import InputError
+from lit_insert.inpainting import continue_surround
 
 
 class Remover(Protocol):
@@ -36,7 +37,7 @@ def dilated(mask: Image.Image, fraction: float) -> np.ndarray:
 class OpenCVRemover:
     """Telea's fast-marching inpainting: no weights, a fraction of a second, smears large holes.
 
-    The hole is filled at reduced size first where it is large, because the method's reach and time grow with it.
+    Large scenes are filled at reduced size; see `lit_insert.inpainting.continue_surround`.
 
     Args:
         dilation: Growth of the mask as a fraction of the shorter side of the scene.
@@ -52,15 +53,8 @@ class OpenCVRemover:
         """The scene without the object; pixels outside the dilated mask are untouched."""
         hole = dilated(mask, self.dilation)
         pixels = np.asarray(scene)
-        scale = min(1.0, self.side / max(scene.size))
-        size = (max(1, round(scene.width * scale)), max(1, round(scene.height * scale)))
-        small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
-        # Any pixel that a small one averages may belong to the object, so the small hole is not thresholded at half.
-        small_hole = cv2.resize(hole.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 0
-        filled = cv2.inpaint(np.ascontiguousarray(small), small_hole.astype(np.uint8), self.radius, cv2.INPAINT_TELEA)
-        if scale < 1:
-            filled = cv2.resize(filled, scene.size, interpolation=cv2.INTER_CUBIC)
-        return Image.fromarray(np.where(hole[..., None], filled, pixels))
+        filled = continue_surround(pixels, hole, radius=self.radius, side=self.side)
+        return Image.fromarray(filled)
 
 
 class DiffusersRemover:
