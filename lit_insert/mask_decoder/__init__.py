@@ -1,0 +1,1 @@
+"""Masks from photos: a hierarchical transformer, a feature pyramid, logits at the picture's own size."""
