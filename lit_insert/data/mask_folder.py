@@ -178,7 +178,7 @@ class MaskFolder(MaskSource):
 
     def origins(self) -> set[str]:
         """The picture files."""
-        return {str(picture.resolve()) for _, (picture, _) in self.files}
+        return {str(picture.absolute()) for _, (picture, _) in self.files}
 
     def mask(self, index: int) -> np.ndarray:
         """The mask as stored, uint8 (H,W): 1 object, 0 background, 255 ignored.

@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from lit_insert.data.coco_masks import CocoMasks as CocoMasks  # so that configurations may name them without a path
 from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader, sample_generator
 from lit_insert.data.mask_check import MaskReport
+from lit_insert.data.mask_folder import MaskFolder as MaskFolder
+from lit_insert.data.mask_scenes import MaskScenes as MaskScenes
 from lit_insert.data.mask_source import MaskBatch, MaskedPicture, MaskSample, MaskSource, collate_masks
 from lit_insert.data.paired import Augmentation, PairedTransform
 from lit_insert.errors import InputError
