@@ -48,9 +48,12 @@ def _from_checkpoint(path: Path) -> HieraFPN:
     if not isinstance(config, Mapping) or not own:
         raise InputError(f"{path}: not a checkpoint of a mask decoder (no network in it)")
     network = build_network(config)
-    needed = set(network.state_dict())
-    if encoder_weights and not any(k.startswith("backbone.") for k in own):  # it was frozen, so it was not saved
+    # What was frozen was not saved: the encoder, if so, a presence head without a loss, an unused classifier.
+    unsaved = ["backbone.head."]
+    if encoder_weights and not any(k.startswith("backbone.") for k in own):
         network.load_encoder(encoder_weights)
-        needed = {k for k in needed if not k.startswith("backbone.")}
-    load_onto(network, own, str(path), need=needed)
+        unsaved = ["backbone."]
+    if not (hyper.get("loss") or {}).get("presence", 1):
+        unsaved.append("presence_head.")
+    load_onto(network, own, str(path), need={k for k in network.state_dict() if not k.startswith(tuple(unsaved))})
     return network
