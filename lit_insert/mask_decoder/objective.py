@@ -175,7 +175,7 @@ def mask_loss(logits: Tensor, presence_logits: Tensor, mask: Tensor, weights: Lo
         weights: Of the terms.
 
     Returns:
-        "loss", and every term with a weight above 0 under its name, unweighted.
+        "loss", and every term with a weight above 0 as "bce_loss", "dice_loss" and so on, unweighted.
     """
     w = weights
     terms = {
@@ -189,4 +189,4 @@ def mask_loss(logits: Tensor, presence_logits: Tensor, mask: Tensor, weights: Lo
     }
     parts = {name: term() for name, term in terms.items() if getattr(w, name) > 0}
     total = torch.stack([getattr(w, name) * value for name, value in parts.items()]).sum()
-    return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
+    return {"loss": total, **{f"{name}_loss": value.detach() for name, value in parts.items()}}
