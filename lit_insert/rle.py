@@ -1,6 +1,6 @@
-"""Masks as run lengths, in the form of COCO annotations."""
+"""Run-length encoding of masks as COCO has it."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,71 +9,68 @@ from lit_insert.errors import InputError
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Run lengths of a mask, as pycocotools and COCO results files write them.
+    """A mask in COCO's compressed form, as pycocotools writes and reads it.
 
     Args:
-        mask: (H,W); what is not zero is set.
+        mask: (H,W), true or nonzero inside.
 
     Returns:
-        ``{"size": [H, W], "counts": str}``.
+        ``size`` [H, W], and ``counts``, a string: the lengths of runs down the columns, the first one outside the
+        mask; from the fourth on as difference to the one before the last; in groups of five bits.
     """
-    flat = (np.asarray(mask) != 0).ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    bounds = np.concatenate([[0], edges, [flat.size]]) if flat.size else np.zeros(1, np.int64)
-    counts: list[int] = np.diff(bounds).tolist()
+    flat = np.asarray(mask, dtype=bool).ravel(order="F")
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], starts, [flat.size]])).tolist()
     if flat.size and flat[0]:
-        counts.insert(0, 0)  # the first run is always of zeros
-    return {"size": [int(n) for n in np.shape(mask)], "counts": _pack(counts)}
-
-
-def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    """The mask that ``{"size": [H, W], "counts": …}`` stands for, uint8 (H,W) in {0,1}.
-
-    ``counts`` is a list of run lengths, columns first and zeros first, or the same packed into a string.
-
-    Raises:
-        InputError: If the runs do not fill the size, or are none.
-    """
-    try:
-        height, width = (int(n) for n in rle["size"])
-        counts = rle["counts"]
-        runs = np.asarray(counts if isinstance(counts, list) else _unpack(counts), dtype=np.int64)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError("not run lengths: give size [height, width] and counts") from error
-    if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.sum() != height * width:
-        raise InputError(f"the run lengths do not fill {height}x{width} pixels")
-    values = np.arange(len(runs), dtype=np.uint8) % 2
-    return np.repeat(values, runs).reshape((height, width), order="F")
-
-
-def _pack(counts: list[int]) -> str:
-    """Five bits a character, the lowest first; from the fourth on, differences from the number two before."""
+        runs.insert(0, 0)
     text = []
-    for i, count in enumerate(counts):
-        rest = count - counts[i - 2] if i > 2 else count
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
         more = True
         while more:
-            bits, rest = rest & 31, rest >> 5
-            more = rest != (-1 if bits & 16 else 0)
-            text.append(chr(48 + bits + 32 * more))
-    return "".join(text)
+            bits, value = value & 0x1F, value >> 5
+            more = value != (-1 if bits & 0x10 else 0)  # the sign is that of the last group's highest bit
+            text.append(chr(48 + bits + 0x20 * more))
+    return {"size": [int(side) for side in mask.shape], "counts": "".join(text)}
 
 
-def _unpack(text: str | bytes) -> list[int]:
-    counts: list[int] = []
+def decode_rle(counts: str | bytes | Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """A mask from COCO's run lengths, compressed or not.
+
+    Args:
+        counts: A string as `encode_rle` makes, or the lengths themselves.
+        size: (H, W).
+
+    Returns:
+        (H,W) bool.
+
+    Raises:
+        InputError: If the lengths are broken or do not fill the mask.
+    """
+    height, width = (int(side) for side in size)
+    runs = _lengths(counts) if isinstance(counts, str | bytes) else [int(c) for c in counts]
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise InputError(f"run lengths add up to {sum(runs)} pixels, a mask of {height}x{width} has {height * width}")
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape((height, width), order="F")
+
+
+def _lengths(counts: str | bytes) -> list[int]:
+    data = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    runs: list[int] = []
     value = shift = 0
-    for code in text.encode("ascii") if isinstance(text, str) else text:
-        bits = code - 48
+    for byte in data:
+        bits = byte - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"character {code} in packed counts")
-        value |= (bits & 31) << shift
+            raise InputError(f"run lengths contain {chr(byte)!r}, which is none of COCO's characters")
+        value |= (bits & 0x1F) << shift
         shift += 5
-        if bits & 32:
+        if bits & 0x20:
             continue
-        if bits & 16:
+        if bits & 0x10:
             value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     if shift:
-        raise ValueError("packed counts end in the middle of a number")
-    return counts
+        raise InputError("run lengths end in the middle of a number")
+    return runs

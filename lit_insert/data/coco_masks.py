@@ -66,12 +66,11 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """
     if isinstance(segmentation, list):
         return polygon_mask(segmentation, height, width)
-    if not isinstance(segmentation, dict):
-        raise InputError("a segmentation must be polygons or run lengths")
-    mask = decode_rle(segmentation)
-    if mask.shape != (height, width):
-        raise InputError(f"run lengths of {mask.shape[1]}x{mask.shape[0]} for a picture of {width}x{height}")
-    return mask
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise InputError("a segmentation must be polygons, or run lengths with size and counts")
+    if list(segmentation["size"]) != [height, width]:
+        raise InputError(f"run lengths of size {segmentation['size']} for a picture of {[height, width]}")
+    return decode_rle(segmentation["counts"], (height, width)).astype(np.uint8)
 
 
 @dataclass
