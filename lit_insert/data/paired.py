@@ -31,6 +31,7 @@ class Augmentation:
         hue: Largest turn of the hue, as a part of the circle, 0 to 0.5.
         grayscale: Probability of losing all colour.
         blur: Probability of a slight blur, by at most a hundredth of the side.
+        paste: Probability of pasting another picture's object, changed likewise, on top (Ghiasi et al. 2021).
     """
 
     zoom: tuple[float, float] = (0.8, 2.0)
@@ -42,6 +43,7 @@ class Augmentation:
     hue: float = 0.03
     grayscale: float = 0.1
     blur: float = 0.1
+    paste: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.zoom[0] <= self.zoom[1]:
@@ -50,7 +52,7 @@ class Augmentation:
             raise InputError(f"rotation is {self.rotation}; give 0 to 180 degrees")
         if not 0 <= self.hue <= 0.5:
             raise InputError(f"hue is {self.hue}; give 0 to 0.5")
-        for name in ("flip", "brightness", "contrast", "saturation", "grayscale", "blur"):
+        for name in ("flip", "brightness", "contrast", "saturation", "grayscale", "blur", "paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 to 1")
 
@@ -128,6 +130,17 @@ class PairedTransform:
         if angle:
             stack = F.center_crop(F.rotate(stack, angle, _BILINEAR), list(self.size))
         return F.horizontal_flip(stack) if draw[4] < how.flip else stack
+
+
+def paste(sample: MaskSample, other: MaskSample) -> MaskSample:
+    """The first sample with the object of the other on top; what the other ignores stays as it was.
+
+    The edge is blended over a pixel, as it is in photos, so that it gives nothing away.
+    """
+    cover = (other["mask"] == 1).float()
+    soft = F.gaussian_blur(cover, [3, 3], [0.6, 0.6])
+    image = torch.lerp(sample["image"], other["image"], soft)
+    return {"image": image, "mask": torch.where(cover > 0, 1.0, sample["mask"]), "id": sample["id"]}
 
 
 def _planes(mask: Tensor) -> Tensor:

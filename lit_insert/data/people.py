@@ -1,18 +1,26 @@
 """Pictures with masks of one class (people, say), for training a mask decoder."""
 
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 
 from lit_insert.data.coco_masks import CocoMasks as CocoMasks  # so that configurations may name them without a path
-from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader, sample_generator
+from lit_insert.data.loading import (
+    ResumableLoader,
+    SkippedSample,
+    processed_batches,
+    resumable_loader,
+    sample_generator,
+)
 from lit_insert.data.mask_check import MaskReport
 from lit_insert.data.mask_folder import MaskFolder as MaskFolder
 from lit_insert.data.mask_scenes import MaskScenes as MaskScenes
 from lit_insert.data.mask_source import MaskBatch, MaskedPicture, MaskSample, MaskSource, collate_masks
-from lit_insert.data.paired import Augmentation, PairedTransform
+from lit_insert.data.paired import Augmentation, PairedTransform, paste
 from lit_insert.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -56,8 +64,15 @@ class MaskDataset:
         Raises:
             BrokenSample: If it cannot be read.
         """
-        generator = sample_generator(self.seed, epoch, index) if self.train else None
-        return self.transform(self.picture(index), generator)
+        if not self.train or self.transform.augmentation is None:
+            return self.transform(self.picture(index))
+        generator = sample_generator(self.seed, epoch, index)
+        sample = self.transform(self.picture(index), generator)
+        if torch.rand((), generator=generator) < self.transform.augmentation.paste:
+            other = int(torch.randint(len(self), (), generator=generator))
+            with suppress(SkippedSample):  # it is named and counted in its own turn
+                sample = paste(sample, self.transform(self.picture(other), generator))
+        return sample
 
 
 class PeopleDataModule(pl.LightningDataModule):
