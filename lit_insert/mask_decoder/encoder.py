@@ -17,6 +17,7 @@ from lit_insert.artifacts.weights import load_onto, read_weights
 from lit_insert.errors import InputError
 
 STRIDE = 32  # of the coarsest map
+DYNAMIC = ("hieradet", "sam2")  # families that take any multiple of it, without masking
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -56,8 +57,7 @@ def make_encoder(
     if name not in known:
         raise InputError(f"encoder is {name!r}; timm has {', '.join(known)}")
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(overrides or {}).items()}
-    dynamic = name.startswith(("hieradet", "sam2"))
-    if dynamic:
+    if name.startswith(DYNAMIC):
         _check_global_attention(arguments)
     elif "img_size" not in arguments:
         arguments["img_size"] = size
