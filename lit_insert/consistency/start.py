@@ -1,0 +1,75 @@
+"""Where a network's training starts: the weights of a run, a checkpoint, an exported folder or a published model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import CMStochasticIterativeScheduler, UNet2DModel
+
+from lit_insert.artifacts.resolve import INDEX, resolve_model
+from lit_insert.artifacts.weights import load_component, load_onto, read_torch, trained_weights
+from lit_insert.consistency.karras import NoiseRange
+from lit_insert.consistency.sampling import GRID
+from lit_insert.consistency.sources import ModelFacts, load_folder
+from lit_insert.errors import InputError
+
+CHECKPOINT_KEY = "consistency"
+_NOISE = ("sigma_min", "sigma_max", "rho", "sigma_data")
+
+
+class Start(NamedTuple):
+    """A network (float32, eval mode), its noise levels and what it is."""
+
+    unet: UNet2DModel
+    noise: NoiseRange
+    facts: ModelFacts
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes without the one for "no label"; None where there are none."""
+        embeddings = self.unet.config["num_class_embeds"]
+        return embeddings - (self.facts.null_label is not None) if embeddings else None
+
+
+def load_start(source: str | Path) -> Start:
+    """The generator that a name stands for.
+
+    Args:
+        source: A run, ``.ckpt``, exported folder, folder of a diffusers UNet2DModel (taken for a diffusion model), or
+            hub id.
+
+    Raises:
+        InputError: If there is none, or it is broken; names the source.
+    """
+    found = resolve_model(source)
+    if found.kind == "checkpoint":
+        return _from_checkpoint(found.path)
+    if found.kind == "folder" and not (found.path / INDEX).is_file():
+        folder = found.path.resolve()
+        return Start(load_component(UNet2DModel, folder.parent, folder.name), NoiseRange(), ModelFacts(kind="edm"))
+    unet, scheduler, facts = load_folder(found, torch.float32, {})
+    return Start(unet, NoiseRange(**{k: scheduler.config[k] for k in _NOISE}), facts)
+
+
+def scheduler_for(noise: NoiseRange) -> CMStochasticIterativeScheduler:
+    """Diffusers' sampler of the exported folder."""
+    return CMStochasticIterativeScheduler(num_train_timesteps=GRID, **dataclasses.asdict(noise))
+
+
+def checkpoint_entry(start: Start) -> dict[str, Any]:
+    """What `load_start` needs from a training checkpoint besides its weights, as plain data."""
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in start.unet.config.items() if not k.startswith("_")}
+    return {"unet": config, "noise": dataclasses.asdict(start.noise), "facts": dataclasses.asdict(start.facts)}
+
+
+def _from_checkpoint(path: Path) -> Start:
+    checkpoint = read_torch(path)
+    entry = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(entry, dict):
+        raise InputError(f"{path}: not a checkpoint of a diffusion teacher or a consistency model")
+    unet = UNet2DModel.from_config(entry["unet"])
+    state = trained_weights(checkpoint, str(path))
+    weights = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith("unet.")}
+    load_onto(unet, weights, str(path), need=set(unet.state_dict()))
+    return Start(unet.eval(), NoiseRange(**entry["noise"]), ModelFacts(**entry["facts"]))
