@@ -1,7 +1,6 @@
 """``infer.py insert``: objects of pictures into scenes, one pair or thousands."""
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -9,6 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_insert.artifacts.resolve import resolve_model
+from lit_insert.cli.common import (
+    add_model_options,
+    device_name,
+    move,
+    positive,
+    progress_bar,
+    quiet_libraries,
+    thumbnail,
+    write_json,
+    write_picture,
+)
 from lit_insert.cli.insert_pairs import Pair, pairs_from_csv, pairs_from_paths
 from lit_insert.diffusion.schedulers import SCHEDULERS
 from lit_insert.errors import InputError
@@ -36,25 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="two folders: pair files of one name, or put every object into every scene",
     )
     what.add_argument("--csv", metavar="FILE", help="pairs from a table with columns image,object[,output,seed]")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default="pocket",
-        metavar="MODEL",
-        help="pocket, a run folder, an exported folder, a .ckpt or a hub id",
-    )
-    model.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    model.add_argument(
-        "--dtype",
-        metavar="TYPE",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        default="auto",
-        help="float32, float16, bfloat16; auto: float16 on an accelerator, float32 on the CPU",
-    )
-    model.add_argument("--batch_size", metavar="N", type=_positive, default=4, help="pairs sampled at once")
+    auto = "float16 on an accelerator, float32 on the CPU"
+    add_model_options(parser, batch_size=4, batch_help="pairs sampled at once", auto=auto)
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--num_inference_steps", metavar="N", type=_positive, help="denoising steps (default: the model's own)"
+        "--num_inference_steps", metavar="N", type=positive, help="denoising steps (default: the model's own)"
     )
     how.add_argument(
         "--guidance_scale", metavar="S", type=float, help="how closely to follow the object (default: the model's own)"
@@ -72,17 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(SCHEDULERS)}; by default the model's own",
     )
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the noise; the same for every pair")
-    how.add_argument("--num_images", metavar="N", type=_positive, default=1, help="results for each pair")
+    how.add_argument("--num_images", metavar="N", type=positive, default=1, help="results for each pair")
     how.add_argument(
         "--processing_resolution",
         metavar="PX",
-        type=_positive,
+        type=positive,
         help="work on about PX*PX pixels at the photo's aspect; by default what the model was trained on",
     )
     how.add_argument(
-        "--height", metavar="PX", type=_positive, help="working height; by default from the model and the aspect"
+        "--height", metavar="PX", type=positive, help="working height; by default from the model and the aspect"
     )
-    how.add_argument("--width", metavar="PX", type=_positive, help="working width")
+    how.add_argument("--width", metavar="PX", type=positive, help="working width")
     how.add_argument(
         "--no_preserve_background",
         action="store_true",
@@ -92,16 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--output", default="out", metavar="PATH", help="folder; or, for a single result, a picture file")
     out.add_argument("--format", choices=_FORMATS, default="png", help="of the results in a folder")
     out.add_argument("--report", metavar="FILE", help="also write an HTML page of the results")
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value
 
 
 @dataclass
@@ -197,7 +183,6 @@ def _load(work: Work, pairs: list[Pair]) -> "list[tuple[Pair, Image.Image, Image
 
 def _insert_all(options: argparse.Namespace, work: Work, first: "list[tuple[Pair, Image.Image, Image.Image]]") -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     size, batch, start = options.batch_size, first, 0
     while not batch and start + size < len(work.pairs):  # no model is loaded for pictures that cannot be read
@@ -208,8 +193,7 @@ def _insert_all(options: argparse.Namespace, work: Work, first: "list[tuple[Pair
     console = Console(stderr=True)
     with console.status("loading the model"):
         pipeline = _pipeline(options)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("inserting", total=len(work.pairs), completed=start)
         while start < len(work.pairs):
             if batch:
@@ -220,29 +204,19 @@ def _insert_all(options: argparse.Namespace, work: Work, first: "list[tuple[Pair
 
 
 def _pipeline(options: argparse.Namespace) -> "InsertPipeline":
-    import diffusers
     import torch
-    import transformers
 
     from lit_insert.embedding_optimizer.pipeline import InsertPipeline
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    quiet_libraries()
+    device = device_name(options.device)
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "float16"
     pipeline = InsertPipeline.from_pretrained(options.model, dtype=getattr(torch, dtype))
     if options.scheduler:
         pipeline.set_scheduler(options.scheduler)
-    try:
-        pipeline.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device}: not usable here ({reason})") from error
+    move(pipeline, device)
     pipeline.set_progress_bar_config(disable=True)
     for name, own in pipeline.sampling.items():  # so that results.json says what was used
         if getattr(options, name) is None:
@@ -300,45 +274,29 @@ def _insert_batch(
         own = slice(index * count, (index + 1) * count)
         _write_results(work, pair, output.images[own], output.metadata[own], seconds)
         if len(work.rows) < _GRID_ROWS:
-            work.rows.append([_small(p) for p in (scene, thing, *output.images[own])])
+            work.rows.append([thumbnail(p) for p in (scene, thing, *output.images[own])])
 
 
 def _write_results(
     work: Work, pair: Pair, images: "list[Image.Image]", metadata: list[dict[str, Any]], seconds: float
 ) -> None:
-    from lit_insert.images import save_image
-
     for number, (name, image, about) in enumerate(zip(pair.results(len(images)), images, metadata, strict=True)):
-        try:
-            save_image(image, work.folder / name)
-        except OSError as error:
-            raise InputError(f"cannot write {work.folder / name}: {error.strerror or error}") from error
+        write_picture(image, work.folder / name)
         about = {key: value for key, value in about.items() if key != "pair"}
         entry = {"image": str(pair.image), "object": str(pair.object), "output": str(name)}
         work.done.append({**entry, "seed": pair.seed, "number": number, **about, "seconds": round(seconds, 3)})
 
 
-def _small(picture: "Image.Image", side: int = 384) -> "Image.Image":
-    """A copy for the grid and the report; whole photos of a long run would fill the memory."""
-    from lit_insert.images import NEUTRAL, flatten_alpha
-
-    copy = flatten_alpha(picture, NEUTRAL).copy()
-    copy.thumbnail((side, side))
-    return copy
-
-
 def _write_record(options: argparse.Namespace, work: Work) -> None:
     """Write the JSON beside the results, and the grid and report for several."""
     from lit_insert import __version__
-    from lit_insert.artifacts.atomic import atomic_file
     from lit_insert.images import image_grid, save_image
 
     left_out = ("image", "object", "csv", "output", "report", "pairs")
     settings = {k: v for k, v in vars(options).items() if k not in left_out and v is not None}
     record = {"lit_insert": __version__, "settings": settings, "results": work.done, "failed": work.failed}
     target = work.single.with_suffix(".json") if work.single else work.folder / "results.json"
-    with atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, target)
     captions = ["scene", "object", *(["result"] if options.num_images == 1 else map(str, range(options.num_images)))]
     if work.single is None and work.rows:
         cell = min(256, max(max(p.size) for row in work.rows for p in row))

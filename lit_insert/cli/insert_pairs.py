@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_insert.cli.common import free_name, picture_files
 from lit_insert.errors import InputError
-from lit_insert.images import IMAGE_SUFFIXES, list_images
+from lit_insert.images import IMAGE_SUFFIXES
 
 COLUMNS = ("image", "object", "output", "seed")
 
@@ -48,7 +49,7 @@ def pairs_from_paths(image: str, reference: str, how: str, suffix: str, seed: in
     Raises:
         InputError: If a path is missing, a folder has no pictures, or no names match.
     """
-    scenes, objects = _files(image, "--image"), _files(reference, "--object")
+    scenes, objects = picture_files(image, "--image"), picture_files(reference, "--object")
     if how == "name" and Path(image).is_dir() and Path(reference).is_dir():
         by_stem = {p.stem: p for p in objects}
         chosen = [(scene, by_stem[scene.stem]) for scene in scenes if scene.stem in by_stem]
@@ -65,7 +66,7 @@ def pairs_from_paths(image: str, reference: str, how: str, suffix: str, seed: in
     taken: set[Path] = set()
     pairs = []
     for scene, thing in chosen:
-        output = _free(Path(f"{scene.stem}__{thing.stem}{suffix}"), taken)
+        output = free_name(Path(f"{scene.stem}__{thing.stem}{suffix}"), taken)
         pairs.append(Pair(scene, thing, output, seed))
     return pairs
 
@@ -110,7 +111,7 @@ def pairs_from_csv(path: str, suffix: str, seed: int) -> list[Pair]:
                 raise InputError(f"{path}: line {line}: output {output} is named twice")
             taken.add(output)
         else:
-            output = _free(Path(f"{scene.stem}__{thing.stem}{suffix}"), taken)
+            output = free_name(Path(f"{scene.stem}__{thing.stem}{suffix}"), taken)
         pairs.append(Pair(scene, thing, output, own_seed))
     return pairs
 
@@ -135,20 +136,3 @@ def _result_name(output: Path, suffix: str, where: str) -> Path:
     if output.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{where}: output {output} has no suffix of a picture ({', '.join(IMAGE_SUFFIXES)})")
     return output
-
-
-def _files(path: str, option: str) -> list[Path]:
-    if Path(path).is_dir():
-        return list_images(path)
-    if not Path(path).exists():
-        raise InputError(f"{option} {path}: no such file or folder")
-    return [Path(path)]
-
-
-def _free(output: Path, taken: set[Path]) -> Path:
-    """A name that no earlier pair has; pictures of one name may come from several folders."""
-    candidate, number = output, 2
-    while candidate in taken:
-        candidate, number = output.with_stem(f"{output.stem}-{number}"), number + 1
-    taken.add(candidate)
-    return candidate
