@@ -148,6 +148,7 @@ class ParquetRows:
         self._groups[group] = table
         while len(self._groups) > 2 and sum(map(len, self._groups.values())) - self._oldest() >= self.cache_rows:
             self._groups.popitem(last=False)
+            pa.default_memory_pool().release_unused()  # else the pool keeps what the group had
         return table
 
     def _oldest(self) -> int:
