@@ -16,6 +16,7 @@ from lit_insert.errors import InputError
 # Name -> (module with ``add_arguments(parser)`` and ``run(options) -> exit status``, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
     "insert": ("lit_insert.cli.insert", "put the object of one picture into another, with no mask and no prompt"),
+    "mask": ("lit_insert.cli.mask", "find the people of photos (or what the model was trained on): masks, cut-outs"),
 }
 
 
