@@ -23,7 +23,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=Path, required=True, metavar="DIR", help="photos, searched with subfolders")
     add("--out", type=Path, required=True, metavar="DIR", help="where the faces, the table and the sheets go")
     add("--class_name", default="0", help="class of the pictures, the first part of their names")
-    add("--hat", type=Path, nargs="+", default=[], metavar="FILE", help="pictures with transparency; adds a variant")
+    add(
+        "--hat",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="pictures with transparency, or drawn; adds a variant",
+    )
     add("--sunglasses", type=Path, nargs="+", default=[], metavar="FILE", help="the same for sunglasses")
     add("--hat_class", default="", help="class of the variants with a hat; --class_name if not given")
     add("--sunglasses_class", default="", help="class of the variants with sunglasses; --class_name if not given")

@@ -99,6 +99,8 @@ class _Folder:
         else:
             with atomic_file(noted) as temporary:
                 temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        for leftover in (out / PICTURES).glob(".*.*.*"):
+            leftover.unlink()  # temporary files of a run that was killed
         self.decisions = read_decisions(out / TABLE)
         self.stems = {_stem(f): d.input for d in self.decisions.values() for f in d.files}
 

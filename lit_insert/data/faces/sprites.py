@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lit_insert.data.faces.detection import Face, usual_eyes
+from lit_insert.data.faces.drawn import draw_hat, draw_sunglasses
 from lit_insert.errors import InputError
 from lit_insert.images import load_image
 
@@ -29,7 +30,7 @@ class Sprite:
     back.
 
     Args:
-        path: PNG or WebP, best with transparency.
+        path: PNG or WebP, best with transparency; or "drawn" for a plain one.
         kind: How it is worn.
 
     Raises:
@@ -38,7 +39,10 @@ class Sprite:
 
     def __init__(self, path: str | Path, kind: Kind) -> None:
         self.path, self.kind = Path(path), kind
-        image = load_image(self.path, mode="RGBA")
+        if str(path) == "drawn":
+            image = draw_hat() if kind == "hat" else draw_sunglasses()
+        else:
+            image = load_image(self.path, mode="RGBA")
         pixels = np.array(image)
         if pixels[..., 3].min() == 255:
             pixels = _cut_from_white(pixels)
