@@ -4,12 +4,14 @@ Every figure depends on the number of pictures, on the size, and for FID, KID, d
 network; compare figures only where all of these are equal, and beside a real-against-real floor.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.image import FrechetInceptionDistance, KernelInceptionDistance
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from lit_insert.metrics.features import RandomFeatures
 
@@ -99,7 +101,7 @@ class GenerationQuality(Metric):
     Args:
         features: Frozen network: pictures (N,3,H,W) in [-1,1] to features (N,D), with an attribute ``num_features``;
             `RandomFeatures` by default.
-        subset_size: Pictures in a subset of KID.
+        subset_size: Pictures in a subset of KID; at most half of the smaller set.
         subsets: Number of such subsets.
         neighbours: k of density and coverage.
         projections: Directions of the sliced Wasserstein distance.
@@ -155,7 +157,10 @@ class GenerationQuality(Metric):
         given = _Features(features[0].shape[1])
         fid = FrechetInceptionDistance(feature=given)
         fid.set_dtype(torch.float64)
-        kid = KernelInceptionDistance(feature=given, subset_size=min(self.subset_size, least), subsets=self.subsets)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*save all extracted features")  # they are kept here anyway
+            size = min(self.subset_size, least // 2)
+            kid = KernelInceptionDistance(feature=given, subset_size=size, subsets=self.subsets)
         for part, real in zip(features, (True, False), strict=True):
             fid.update(part.double(), real=real)
             kid.update(part, real=real)
