@@ -133,5 +133,5 @@ def test_an_empty_split_and_a_missing_folder_are_errors(tmp_path):
 
 def test_a_broken_picture_is_a_broken_sample(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
-    with pytest.raises(BrokenSample, match="bad.png"):
+    with pytest.raises(BrokenSample, match=r"bad\.png"):
         opened(tmp_path).picture(0)
