@@ -12,6 +12,7 @@ _PUBLIC = {
     "EmbeddingOptimizer": "lit_insert.embedding_optimizer.network",
     "EmbeddingOptimizerModule": "lit_insert.embedding_optimizer.module",
     "InsertPipeline": "lit_insert.embedding_optimizer.pipeline",
+    "MaskPipeline": "lit_insert.mask_decoder.pipeline",
     "PipeTripletDataModule": "lit_insert.data.pipe",
     "ScenesDataModule": "lit_insert.data.scenes",
 }
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule as EmbeddingOptimizerModule
     from lit_insert.embedding_optimizer.network import EmbeddingOptimizer as EmbeddingOptimizer
     from lit_insert.embedding_optimizer.pipeline import InsertPipeline as InsertPipeline
+    from lit_insert.mask_decoder.pipeline import MaskPipeline as MaskPipeline
 
 
 def __getattr__(name: str) -> Any:
