@@ -73,15 +73,18 @@ def make_encoder(
 
 
 def _check_global_attention(arguments: Mapping[str, Any]) -> None:
-    """The default blocks of global attention belong to the default depth."""
+    """The default blocks of global attention belong to the default depth; and in timm none may pool."""
     if "stages" not in arguments:
         return
-    depth, given = sum(arguments["stages"]), arguments.get("global_att_blocks")
-    if not given or max(given) >= depth:
-        third = sum(arguments["stages"][:2])
+    stages, given = tuple(arguments["stages"]), arguments.get("global_att_blocks") or ()
+    pooling = {sum(stages[:i]) for i in range(1, len(stages))}
+    able = [i for i in range(sum(stages)) if i not in pooling]
+    if not given or not set(given) <= set(able):
+        deep = [i for i in able if i > sum(stages[:2])]
+        hint = f"such as {deep[:3]}" if deep else "and a deeper third or fourth stage has to make room for one"
         raise InputError(
-            f"encoder_kwargs: stages {list(arguments['stages'])} need global_att_blocks, block numbers below {depth}, "
-            f"such as {[*range(third + 1, depth)][:3] or [depth - 1]}; without them no block sees the whole picture"
+            f"encoder_kwargs: with stages {list(stages)}, global_att_blocks must be some of {able} (no first block of "
+            f"a later stage), {hint}; without them no block sees the whole picture"
         )
 
 

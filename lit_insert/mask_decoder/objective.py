@@ -1,7 +1,7 @@
 """Losses of mask logits, pure functions in float32; pixels of value 255 do not count.
 
-Logits and masks are (B,1,H,W), masks in {0,1} or 255. Overlaps are taken picture by picture and then averaged, so that
-small objects weigh as much as large ones.
+Logits and masks are (B,1,H,W), masks in {0,1} or 255. Every loss is taken picture by picture and then averaged: small
+objects weigh as much as large ones, and a batch spread over processes has the loss of the whole.
 """
 
 from dataclasses import asdict, dataclass
@@ -52,13 +52,15 @@ class LossWeights:
         """Check the values.
 
         Raises:
-            InputError: If one is negative, or no term of the mask is left.
+            InputError: If one is negative, or no term tells the inside of an object from its outside.
         """
         for name, value in asdict(self).items():
             if value is not None and value < 0:
                 raise InputError(f"loss.{name} is {value}; give 0 or more")
-        if not any((self.bce, self.dice, self.jaccard, self.tversky, self.focal, self.boundary)):
-            raise InputError("loss: every weight of the mask is 0; set bce or dice, for example")
+        if not any((self.bce, self.dice, self.jaccard, self.tversky, self.focal)):
+            raise InputError(
+                "loss: bce, dice, jaccard, tversky and focal are all 0; set one, outlines do not tell in from out"
+            )
 
 
 def counted(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,17 +76,17 @@ def counted(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mean(value: Tensor, counts: Tensor) -> Tensor:
-    return (value * counts).sum() / counts.sum().clamp(min=1)
+    return ((value * counts).sum((1, 2, 3)) / counts.sum((1, 2, 3)).clamp(min=1)).mean()
 
 
 def bce_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over the pixels that count."""
+    """Binary cross-entropy, mean over the pixels that count, then over pictures."""
     logits, truth, counts = counted(logits, mask)
     return _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), counts)
 
 
 def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
-    """-α_t (1-p_t)^γ log p_t, mean over the pixels that count (Lin et al. 2017, equation 5)."""
+    """-α_t (1-p_t)^γ log p_t, mean over the pixels that count, then over pictures (Lin et al. 2017, eq. 5)."""
     logits, truth, counts = counted(logits, mask)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     wrong = torch.sigmoid(torch.where(truth > 0.5, -logits, logits))  # 1 - p_t
@@ -160,9 +162,10 @@ def presence_target(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def presence_loss(presence_logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of presence (B,), mean over the pictures where it is known."""
+    """Cross-entropy of presence (B,), mean over pictures; 0 for those where it is unknown."""
     present, known = presence_target(mask)
-    return _mean(F.binary_cross_entropy_with_logits(presence_logits.float(), present, reduction="none"), known)
+    value = F.binary_cross_entropy_with_logits(presence_logits.float(), present, reduction="none")
+    return (value * known).mean()
 
 
 def mask_loss(logits: Tensor, presence_logits: Tensor, mask: Tensor, weights: LossWeights) -> dict[str, Tensor]:
