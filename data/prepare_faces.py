@@ -94,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("photos", total=None, completed=-1)
 
-        def tick(total: int) -> None:
-            progress.update(task, total=total, advance=1)
+        def tick(done: int, total: int) -> None:
+            task = progress.task_ids[0] if progress.task_ids else progress.add_task("photos")
+            progress.update(task, completed=done, total=total)
 
         summary = build_faces(args.images, args.out, settings, detector, recogniser, sprites, args.limit, tick)
     if args.sheet:

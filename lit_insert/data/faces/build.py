@@ -189,7 +189,7 @@ def build_faces(
     recogniser: FaceRecogniser | None = None,
     sprites: Sequence[Sprite] = (),
     limit: int | None = None,
-    tick: Callable[[int], None] = lambda total: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> FaceSummary:
     """Make a folder of faces, or go on with one; inputs are never changed.
 
@@ -204,7 +204,7 @@ def build_faces(
         recogniser: Compares them with the person looked for.
         sprites: Hats and sunglasses; of several of a kind, a picture gets one by its name.
         limit: Look at the first so many pictures only.
-        tick: Called with the number of pictures before the first and after each.
+        tick: Called with the numbers of pictures done and to do, after each.
 
     Raises:
         InputError: If there are no pictures, or the folder was made with other settings.
@@ -231,9 +231,8 @@ def build_faces(
     first: dict[str, str] = {}
     for path in sorted(files, key=lambda p: names[p] not in kept):
         first.setdefault(digests[path], names[path])
-    tick(len(files))
     try:
-        for path in files:
+        for done, path in enumerate(files, 1):
             name, digest = names[path], digests[path]
             copy_of = first[digest] if first[digest] != name else ""
             if not folder.done(name, digest, copy_of):
@@ -245,7 +244,7 @@ def build_faces(
                 summary.new += 1
                 if summary.new % _FLUSH == 0:
                     folder.save()
-            tick(len(files))
+            tick(done, len(files))
     finally:
         folder.save()
     return summary
