@@ -10,6 +10,13 @@ import yaml
 from lit_insert.artifacts.atomic import atomic_file
 from lit_insert.errors import InputError
 
+_USE = (
+    "from lit_insert import InsertPipeline",
+    "",
+    'pipe = InsertPipeline.from_pretrained("path/or/hub-id")',
+    'pipe(image="scene.jpg", object_image="thing.png").images[0].save("result.png")',
+)
+
 
 def write_card(
     folder: str | Path,
@@ -22,6 +29,9 @@ def write_card(
     metrics: Mapping[str, Any] | None = None,
     licence: str = "other",
     limits: str = "",
+    use: Sequence[str] = _USE,
+    pipeline_tag: str = "image-to-image",
+    tags: Sequence[str] = ("image-editing", "object-insertion"),
 ) -> Path:
     """Write ``README.md`` beside an exported model; returns its path.
 
@@ -36,6 +46,9 @@ def write_card(
         metrics: Measured values, which stand before those of the run.
         licence: Hub licence id. A model inherits the terms of its base: "apache-2.0" is not a safe default.
         limits: What it cannot do.
+        use: Lines of Python that use it.
+        pipeline_tag: The hub's name of the task.
+        tags: The hub's tags, beside the package's.
 
     Raises:
         InputError: If ``folder`` does not exist or a file of the run is broken.
@@ -49,8 +62,8 @@ def write_card(
     front: dict[str, Any] = {
         "license": licence,
         "library_name": "diffusers",
-        "pipeline_tag": "image-to-image",
-        "tags": ["lit-insert", "image-editing", "object-insertion"],
+        "pipeline_tag": pipeline_tag,
+        "tags": ["lit-insert", *tags],
     }
     # The hub takes ids only here; anything else is told in the text.
     if base and _is_hub_id(base):
@@ -68,9 +81,7 @@ def write_card(
         summary.strip(),
         "",
     ]
-    lines += ["## Use", "", "```python", "from lit_insert import InsertPipeline", ""]
-    lines += ['pipe = InsertPipeline.from_pretrained("path/or/hub-id")']
-    lines += ['pipe(image="scene.jpg", object_image="thing.png").images[0].save("result.png")', "```", ""]
+    lines += ["## Use", "", "```python", *use, "```", ""]
     made = [("Base", base), ("Data", ", ".join(datasets) or None), *_run_facts(record)]
     facts = [(key, value) for key, value in made if value is not None]
     if facts:

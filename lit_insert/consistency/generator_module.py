@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from lit_insert.artifacts.card import write_card
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import build_unet, checked_labels, copy_all_but_classes
 from lit_insert.consistency.pairs import Draws
@@ -16,6 +17,20 @@ from lit_insert.consistency.start import CHECKPOINT_KEY, Start, checkpoint_entry
 from lit_insert.diffusion.noise import step_generator
 from lit_insert.errors import InputError
 from lit_insert.training.base import BaseModule, batch_length
+
+_USE = (
+    "from lit_insert.consistency.pipeline import ConsistencyPipeline",
+    "",
+    'pipe = ConsistencyPipeline.from_pretrained("path/or/hub-id")',
+    'pipe(num_images=1, seed=0).images[0].save("picture.png")',
+)
+_TITLES = {
+    "edm": "Diffusion model",
+    "cd": "Consistency model, distilled",
+    "ct": "Consistency model, trained from data",
+    "ict": "Consistency model, improved training from data",
+    "ect": "Consistency model, tuned from a diffusion model",
+}
 
 
 class GeneratorModule(BaseModule):
@@ -146,8 +161,23 @@ class GeneratorModule(BaseModule):
             self._seen[labels] = 1
 
     def export(self, folder: str | Path) -> None:
-        """Write the model in the layout of diffusers' ConsistencyModelPipeline."""
+        """Write the model in the layout of diffusers' ConsistencyModelPipeline, and its card."""
         save_folder(Path(folder), self.unet, scheduler_for(self.noise), self.facts())
+        run = Path(self.trainer.default_root_dir) if self._trainer is not None else None
+        write_card(
+            folder,
+            name=f"{_TITLES[self.objective]}, {self.unet.config['sample_size']} pixels",
+            summary="Makes pictures from noise"
+            + (
+                " in many steps; the teacher of few-step models."
+                if self.objective == "edm"
+                else " in one to a few steps."
+            ),
+            run=run if run is not None and (run / "run.json").is_file() else None,
+            use=_USE,
+            pipeline_tag="unconditional-image-generation",
+            tags=["diffusion" if self.objective == "edm" else "consistency-model"],
+        )
 
     def start_noise(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         """Standard normal numbers of the batch's shape, to sample from."""

@@ -186,6 +186,7 @@ def test_the_exported_model_is_diffusers_own(teacher, tmp_path):
     theirs = pipe(batch_size=2, class_labels=label, latents=noise, output_type="pt").images
     ours = multistep(consistency_function(net.unet.eval(), net.noise), noise, [80.0], label=label)
     assert torch.allclose(ours / 2 + 0.5, theirs, atol=1e-5)
+    assert "# Consistency model, improved training from data, 8 pixels" in (tmp_path / "model/README.md").read_text()
     start = load_start(tmp_path / "model")
     assert start.facts.kind == "consistency"
     assert start.facts.sigmas == {"2": [80.0, 0.7]}
