@@ -124,7 +124,7 @@ def read_coco(path: Path, categories: Sequence[str] = ("person",)) -> list[CocoP
         missing = [c for c in categories if c not in known]
         if missing or not categories:
             some = ", ".join(sorted(known)[:12]) + (" …" if len(known) > 12 else "")
-            raise InputError(f"{path}: no category {', '.join(missing)!r}; there are {some}")
+            raise InputError(f"{path}: no category {', '.join(missing)}; there are {some}")
         wanted = {known[c] for c in categories}
         pictures = {
             i["id"]: CocoPicture(i["id"], str(i["file_name"]), int(i["height"]), int(i["width"]))

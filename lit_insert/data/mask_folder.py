@@ -52,6 +52,26 @@ def read_mask(path: Path, ignore_value: int | None = None) -> np.ndarray:
     return mask
 
 
+def fitted(mask: np.ndarray, image: Image.Image, name: Path) -> np.ndarray:
+    """A mask in the size of its picture, without smoothing.
+
+    Args:
+        mask: uint8 (h,w), of nearly the picture's shape.
+        image: The picture, upright.
+        name: The mask's file, for messages.
+
+    Raises:
+        BrokenSample: If the aspects differ by more than 3 %.
+    """
+    height, width = mask.shape
+    if abs(math.log(width * image.height / (height * image.width))) > _SHAPE:
+        reason = f"the mask is {width}x{height}, its upright picture {image.width}x{image.height}: another shape"
+        raise BrokenSample(str(name), reason)
+    if (width, height) == image.size:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+
+
 def pair(folder: Path, images: str = "images", masks: str = "masks") -> dict[str, tuple[Path, Path]]:
     """The pictures of a folder with their masks, by name without suffix, sorted.
 
@@ -197,12 +217,7 @@ class MaskFolder(MaskSource):
         """
         name, (path, cover) = self.files[index]
         image, mask = read_picture(path), self.mask(index)
-        height, width = mask.shape
-        if abs(math.log(width * image.height / (height * image.width))) > _SHAPE:
-            reason = f"the mask is {width}x{height}, its upright picture {image.width}x{image.height}: another shape"
-            raise BrokenSample(str(cover), reason)
-        if (width, height) != image.size:
-            mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+        mask = fitted(mask, image, cover)
         return MaskedPicture(F.pil_to_tensor(image), torch.from_numpy(mask.copy()), name)
 
     def check(self, limit: int) -> MaskReport:

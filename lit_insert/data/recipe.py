@@ -1,11 +1,7 @@
 """Building a folder of triplets: idempotent, interruptible, with a reason for everything left out."""
 
 import csv
-import json
-import os
-from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,8 @@ from lit_insert.data.candidates import Candidate
 from lit_insert.data.crops import CropRules, cut_object
 from lit_insert.data.decode import decode_picture, read_picture
 from lit_insert.data.folder import SPLITS
-from lit_insert.data.loading import BrokenSample, SkippedSample
+from lit_insert.data.journal import Journal, Summary, work_through
+from lit_insert.data.loading import SkippedSample
 from lit_insert.data.parquet_join import unit_hash
 from lit_insert.data.removers import Remover
 from lit_insert.errors import InputError
@@ -39,8 +36,7 @@ COLUMNS = (
     "area_frac",
     "instruction",
 )
-JOURNAL = ".prepared.jsonl"
-_FLUSH = 50
+FILES = tuple(c for c in COLUMNS if c.endswith("_file_name"))
 
 
 @dataclass(frozen=True)
@@ -76,23 +72,6 @@ class Settings:
             return "val"
         official = candidate.split is not None
         return "test" if not official and at < self.val_fraction + self.test_fraction else "train"
-
-
-@dataclass
-class Summary:
-    """What a run of `build` did.
-
-    Attributes:
-        made: Triplets in the folder, by split.
-        new: Triplets made in this run.
-        dropped: Candidates left out, by reason.
-        broken: Names and faults of pictures that cannot be read.
-    """
-
-    made: Counter[str] = field(default_factory=Counter)
-    new: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    broken: dict[str, str] = field(default_factory=dict)
 
 
 def _open(picture: Path | bytes, name: str, mode: Any) -> Image.Image:
@@ -170,78 +149,18 @@ def make_triplet(candidate: Candidate, out: Path, settings: Settings, remover: R
     }
 
 
-class Journal:
-    """What has become of each candidate, one line each, so that a later run need not look again.
-
-    Args:
-        out: The folder being made.
-        settings: How; a folder made in another way is refused.
-
-    Raises:
-        InputError: If the folder was made with other settings, or holds something else.
-    """
-
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.out, self.path = out, out / JOURNAL
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.dropped: dict[str, str] = {}
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
-        kept = [line for line in lines[:-1] if line]  # what follows the last line break was cut short by a kill
-        if kept:
-            before = json.loads(kept[0])
-            for key in settings:
-                if before.get(key) != settings[key]:
-                    raise InputError(
-                        f"{out}: was made with {key} {before.get(key)}, not {settings[key]}; choose another folder"
-                    )
-        elif out.is_dir() and any(p for p in out.iterdir() if not p.name.startswith(".")):
-            raise InputError(f"{out}: is not empty and was not made by this recipe; choose another folder")
-        for line in kept[1:]:
-            self._take(json.loads(line))
-        out.mkdir(parents=True, exist_ok=True)
-        for leftover in (*out.glob(".metadata.*"), *out.glob("*/.metadata.*"), *out.glob("*/*/.*.*")):
-            leftover.unlink()  # temporary files of a run that was killed
-        with atomic_file(self.path) as temporary:
-            temporary.write_text("\n".join(kept or [json.dumps(settings)]) + "\n", encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        if "dropped" in entry:
-            self.dropped[entry["id"]] = entry["dropped"]
-        else:
-            self.dropped.pop(entry["triplet_id"], None)
-            self.rows[entry["triplet_id"]] = entry
-
-    def done(self, name: str) -> bool:
-        """Whether a candidate was dropped, or made with all its files still there."""
-        row = self.rows.get(name)
-        if row is None:
-            return self.dropped.get(name, "broken") != "broken"  # a broken picture may have been mended
-        files = (row[c] for c in COLUMNS if c.endswith("_file_name"))
-        return all((self.out / row["split"] / f).is_file() for f in files)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Note the outcome of one candidate."""
-        self._take(entry)
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-
-    def write_metadata(self) -> None:
-        """Write each split's metadata.csv, sorted by id, in one step each."""
-        for split in SPLITS:
-            rows = sorted((r for r in self.rows.values() if r["split"] == split), key=lambda r: r["triplet_id"])
-            if rows:
-                with (
-                    atomic_file(self.out / split / "metadata.csv") as temporary,
-                    temporary.open("w", encoding="utf-8", newline="") as file,
-                ):
-                    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(rows)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def write_metadata(journal: Journal) -> None:
+    """Write each split's metadata.csv, sorted by id, in one step each."""
+    for split in SPLITS:
+        rows = sorted((r for r in journal.rows.values() if r["split"] == split), key=lambda r: r["triplet_id"])
+        if rows:
+            with (
+                atomic_file(journal.out / split / "metadata.csv") as temporary,
+                temporary.open("w", encoding="utf-8", newline="") as file,
+            ):
+                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def build(
@@ -268,49 +187,9 @@ def build(
     Raises:
         InputError: If the folder was made with other settings.
     """
-    summary = Summary()
-    journal = Journal(out, {**asdict(settings), "remover": remover.name})
+    journal = Journal(out, {**asdict(settings), "remover": remover.name}, "triplet_id", FILES)
 
-    def outcome(candidate: Candidate) -> dict[str, Any]:
-        try:
-            return make_triplet(candidate, out, settings, remover)
-        except BrokenSample as error:
-            return {"id": candidate.id, "dropped": "broken", "name": error.name, "fault": error.reason}
-        except SkippedSample as error:
-            return {"id": candidate.id, "dropped": error.reason}
+    def make(candidate: Candidate) -> dict[str, Any]:
+        return make_triplet(candidate, out, settings, remover)
 
-    def note(entry: dict[str, Any]) -> None:
-        if entry.get("dropped") == "broken":
-            summary.broken[entry["name"]] = entry["fault"]
-        journal.add(entry)
-        if "dropped" not in entry:
-            summary.new += 1
-            if summary.new % _FLUSH == 0:
-                journal.write_metadata()
-        tick()
-
-    count = workers or os.cpu_count() or 1
-    seen: set[str] = set()
-    waiting: deque[Future[dict[str, Any]]] = deque()
-    pool = ThreadPoolExecutor(count)
-    try:
-        for candidate in candidates:
-            repeated = candidate.id in seen
-            seen.add(candidate.id)
-            summary.dropped["same object twice"] += repeated
-            if repeated or journal.done(candidate.id):
-                tick()
-                continue
-            waiting.append(pool.submit(outcome, candidate))
-            if len(waiting) >= 2 * count:
-                note(waiting.popleft().result())
-        while waiting:
-            note(waiting.popleft().result())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        journal.write_metadata()
-        journal.close()
-    summary.made.update(row["split"] for row in journal.rows.values())
-    summary.dropped.update(journal.dropped.values())
-    summary.dropped += Counter()  # without the zeros
-    return summary
+    return work_through(candidates, make, journal, lambda: write_metadata(journal), workers, tick)

@@ -17,7 +17,8 @@ from lit_insert.data.candidates import Candidate, folder_candidates, pipe_candid
 from lit_insert.data.check import check_data
 from lit_insert.data.crops import CropRules
 from lit_insert.data.folder import read_metadata
-from lit_insert.data.recipe import JOURNAL, Settings, build
+from lit_insert.data.journal import JOURNAL
+from lit_insert.data.recipe import Settings, build
 from lit_insert.errors import InputError
 
 SMALL = CropRules(min_side=8)
