@@ -17,6 +17,7 @@ from lit_insert.errors import InputError
 COMMANDS: dict[str, tuple[str, str]] = {
     "insert": ("lit_insert.cli.insert", "put the object of one picture into another, with no mask and no prompt"),
     "mask": ("lit_insert.cli.mask", "find the people of photos (or what the model was trained on): masks, cut-outs"),
+    "replace": ("lit_insert.cli.replace", "put another person in the place of the one in a photo"),
     "generate": ("lit_insert.cli.generate", "make pictures from noise in one to a few steps, or many with a teacher"),
     "edit": ("lit_insert.cli.edit", "fill holes, colour, enlarge, restyle or blend pictures with the same model"),
 }

@@ -36,7 +36,9 @@ class Pair:
         return [self.output.with_stem(f"{self.output.stem}_{k}") for k in range(count)]
 
 
-def pairs_from_paths(image: str, reference: str, how: str, suffix: str, seed: int) -> list[Pair]:
+def pairs_from_paths(
+    image: str, reference: str, how: str, suffix: str, seed: int, option: str = "--object"
+) -> list[Pair]:
     """Pairs of two files, a file and a folder, or two folders.
 
     Args:
@@ -45,11 +47,12 @@ def pairs_from_paths(image: str, reference: str, how: str, suffix: str, seed: in
         how: For two folders: "name" pairs files of the same stem, "all" puts every object into every scene.
         suffix: Of the results, with the dot.
         seed: Of every pair's noise: a pair gives the same result alone and in company.
+        option: What the reference is called on the command line.
 
     Raises:
         InputError: If a path is missing, a folder has no pictures, or no names match.
     """
-    scenes, objects = picture_files(image, "--image"), picture_files(reference, "--object")
+    scenes, objects = picture_files(image, "--image"), picture_files(reference, option)
     if how == "name" and Path(image).is_dir() and Path(reference).is_dir():
         by_stem = {p.stem: p for p in objects}
         chosen = [(scene, by_stem[scene.stem]) for scene in scenes if scene.stem in by_stem]

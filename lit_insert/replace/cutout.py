@@ -1,7 +1,6 @@
 """A person cut out of another picture: its edge, its size and its place in the photo."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -9,9 +8,8 @@ from PIL import Image
 
 from lit_insert.errors import InputError
 from lit_insert.replace.region import Box, Region, ReplaceMask, box_of
+from lit_insert.replace.settings import Align, Fit
 
-Fit = Literal["auto", "height", "width"]
-Align = Literal["feet", "head"]
 _MOST = 4.0  # how much larger than by height a fit by width may come out
 _EDGE = 1.5 / 256  # width of the soft edge of cut-outs made by a mask, of the region's side
 

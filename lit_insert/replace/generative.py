@@ -181,7 +181,7 @@ class DiffusionFill:
         for file in sorted(folder.rglob("*.safetensors")):
             check_safetensors(file)
         try:
-            pipeline = AutoPipelineForInpainting.from_pretrained(folder, torch_dtype=dtype)
+            pipeline = AutoPipelineForInpainting.from_pretrained(folder).to(dtype)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(f"{source}: no inpainting pipeline could be loaded ({reason.strip()[:160]})") from error

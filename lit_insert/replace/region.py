@@ -1,7 +1,7 @@
 """Where in a photo work is done: components of the mask, a square around them, the hole and its soft edge."""
 
 from dataclasses import dataclass
-from typing import Literal, NewType
+from typing import NewType
 
 import cv2
 import numpy as np
@@ -10,11 +10,11 @@ from PIL import Image
 from lit_insert.consistency.photos import mirrored
 from lit_insert.errors import InputError
 from lit_insert.mask_decoder.components import keep_components
+from lit_insert.replace.settings import Components
 
 ReplaceMask = NewType("ReplaceMask", np.ndarray)
 """bool (H,W): True where something new is to be made, False where the photo stays."""
 
-Components = Literal["all", "largest"] | int
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; the latter two are outside."""
 

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_insert.errors import InputError
-from lit_insert.replace.cutout import Align, Fit
-from lit_insert.replace.region import Components
+
+Components = Literal["all", "largest"] | int
+Fit = Literal["auto", "height", "width"]
+Align = Literal["feet", "head"]
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def test_a_model_fills_around_the_paste():
     output = ReplacePipeline(fill)(photo, mask=mask, cut_out=sticker(), settings=PLAIN)
     pasted = output.steps.paste[..., 3] == 255
     assert not fill.request.replace_mask[pasted].any()
-    assert (fill.request.image[pasted] == (20, 30, 220)).all()
+    assert np.abs(array(fill.request.image)[pasted] - (20, 30, 220)).max() < 16  # scaling rings a little
     assert not fill.request.image[..., 0].max() > 150
     assert (array(output.image)[..., 2] > 200).any()
     assert (array(output.image)[..., 1] > 190).any()
