@@ -21,9 +21,11 @@ from lit_insert.consistency.sampling import check_sigmas, guided, multistep, sig
 from lit_insert.consistency.sources import ModelFacts
 from lit_insert.consistency.start import load_start
 from lit_insert.errors import InputError
+from lit_insert.metrics.distribution import sliced_wasserstein
 from lit_insert.training.base import sharded
 from lit_insert.training.parameters import frozen
 
+MOST_COMPARED = 1000  # pictures of a validation set, and a rank, that one-step samples are compared with
 _NOT_SAVED = ["optimizer", "lr_scheduler"]
 
 
@@ -176,6 +178,7 @@ class ConsistencyModule(GeneratorModule):
         if self.schedule.decay(objective, 0) > 0:
             self.target = copy.deepcopy(self.unet).requires_grad_(False)
         self._target_restored = False
+        self._compared: list[tuple[Tensor, Tensor]] = []
 
     def _load_teacher(self, source: str, scale: float) -> tuple[nn.Module, Denoiser]:
         start = load_start(source)
@@ -263,6 +266,31 @@ class ConsistencyModule(GeneratorModule):
         if self.training:
             losses["levels"] = image.new_full((), self.schedule.levels(self.objective, step))
         return losses
+
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, name: str) -> None:
+        super()._evaluate(batch, batch_idx, name)
+        if sum(len(real) for real, _ in self._compared) < MOST_COMPARED:
+            draws = self.draws(batch, self._generator(-1 - batch_idx))
+            noise = draws.normal(*batch["image"].shape[1:])
+            label = checked_labels(batch.get("label"), self.num_classes)
+            made = multistep(consistency_function(self.unet, self.noise), noise, [self.noise.sigma_max], label=label)
+            self._compared.append((batch["image"].float().cpu(), made.float().cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how far one-step samples are from the pictures: ``val/wasserstein``.
+
+        The inconsistency itself does not tell: any smooth function has little of it between near levels.
+        """
+        self._log_wasserstein("val")
+
+    def on_test_epoch_end(self) -> None:
+        """The same for the test pictures."""
+        self._log_wasserstein("test")
+
+    def _log_wasserstein(self, split: str) -> None:
+        real, made = (torch.cat(part) for part in zip(*self._compared, strict=True))
+        self._compared = []
+        self.log(f"{split}/wasserstein", sliced_wasserstein(made, real).to(self.device), sync_dist=True, prog_bar=True)
 
     def sigmas_for(self, steps: int) -> list[float]:
         """Noise levels at which this model is sampled in a number of steps."""

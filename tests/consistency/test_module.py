@@ -158,6 +158,20 @@ def test_validation_compares_at_the_end_of_the_schedule(teacher):
     assert evaluated["loss"].item() == pytest.approx(again.compute_loss(batch(), seeded())["loss"].item())
 
 
+def test_validation_compares_one_step_samples_with_the_pictures(teacher, tmp_path):
+    net = module("cd", teacher)
+    fit = trainer(tmp_path, limit_val_batches=None)
+    fit.validate(net, Pictures(length=12), verbose=False)
+    first = fit.callback_metrics["val/wasserstein"].item()
+    assert first > 0
+    fit.validate(net, Pictures(length=12), verbose=False)
+    assert fit.callback_metrics["val/wasserstein"].item() == first
+    for p in net.unet.parameters():
+        p.data *= 3
+    fit.validate(net, Pictures(length=12), verbose=False)
+    assert fit.callback_metrics["val/wasserstein"].item() != first
+
+
 @pytest.mark.parametrize("objective", ["cd", "ict"])
 def test_two_processes_make_the_step_of_one(teacher, tmp_path, objective):
     class Keep(pl.Callback):
