@@ -93,6 +93,11 @@ def is_dynamic(encoder: nn.Module) -> bool:
     return isinstance(encoder, HieraDet)
 
 
+def is_position(name: str) -> bool:
+    """Whether a parameter of an encoder is a position embedding; timm's own list of them lacks the abswin family's."""
+    return name.startswith("pos_embed")
+
+
 def feature_maps(encoder: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     """Maps (B,C,h,w) after each stage, finest first."""
     maps: list[Tensor] = encoder.forward_intermediates(pixel_values, intermediates_only=True)  # type: ignore[operator]

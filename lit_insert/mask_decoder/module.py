@@ -11,6 +11,7 @@ from timm.models import group_parameters
 from torch import Tensor
 
 from lit_insert.errors import InputError
+from lit_insert.mask_decoder.encoder import is_position
 from lit_insert.mask_decoder.network import HieraFPN, MaskDecoderOutput, build_network
 from lit_insert.mask_decoder.objective import LossWeights, mask_loss
 from lit_insert.metrics.mask import IGNORE, mask_metrics
@@ -76,7 +77,6 @@ class MaskDecoderModule(BaseModule):
         backbone = self.network.backbone
         layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
         last = max(layers.values())
-        positions = set(backbone.no_weight_decay())
         groups: dict[str, dict[str, Any]] = {}
         for name, p in trainable(self.network).items():
             own = name.removeprefix("backbone.")
@@ -85,7 +85,7 @@ class MaskDecoderModule(BaseModule):
                 distance = last - layers[own]
                 scale = self.encoder_lr_scale * self.layer_decay**distance
                 label = "encoder" if self.layer_decay == 1 else f"encoder/{layers[own]}"
-            kept = p.ndim < 2 or (own != name and own in positions)
+            kept = p.ndim < 2 or (own != name and is_position(own))
             label += "/no_decay" if kept else ""
             empty: dict[str, Any] = {"params": [], "name": label, SCALE: scale}
             groups.setdefault(label, {**empty, "weight_decay": 0.0} if kept else empty)["params"].append(p)

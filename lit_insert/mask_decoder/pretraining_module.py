@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lit_insert.errors import InputError
-from lit_insert.mask_decoder.encoder import load_encoder
+from lit_insert.mask_decoder.encoder import is_position, load_encoder
 from lit_insert.mask_decoder.pretraining import (
     HieraMAE,
     patch_statistics,
@@ -62,7 +62,7 @@ class MaskedAutoencoderModule(BaseModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All at one rate; biases, norms, position embeddings and the mask token without weight decay."""
         inputs = {id(self.network.mask_token), id(self.network.positions)}
-        inputs |= {id(self.network.backbone.get_parameter(n)) for n in self.network.backbone.no_weight_decay()}
+        inputs |= {id(p) for n, p in self.network.backbone.named_parameters() if is_position(n)}
         groups: tuple[list[Tensor], list[Tensor]] = ([], [])
         for p in trainable(self).values():
             groups[p.ndim < 2 or id(p) in inputs].append(p)

@@ -37,9 +37,7 @@ def test_bottleneck_mixes_all_places_and_keeps_the_shape():
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_logits_have_the_pictures_size(stride, size):
     decoder = FPNDecoder([4, 8, 12, 16], 8, (8, 4))
-    maps = [
-        torch.randn(2, c, size[0] // (stride << i), size[1] // (stride << i)) for i, c in enumerate((4, 8, 12, 16))
-    ]
+    maps = [torch.randn(2, c, size[0] // (stride << i), size[1] // (stride << i)) for i, c in enumerate((4, 8, 12, 16))]
     assert decoder(maps, torch.randn(2, 3, *size)).shape == (2, 1, *size)
 
 

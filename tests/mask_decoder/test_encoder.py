@@ -86,7 +86,7 @@ def test_position_embeddings_follow_the_size(tmp_path):
     grid = network.backbone.pos_embed.detach().view(32, 32, 8)
     assert torch.allclose(grid, grid[:, :1, :1].expand_as(grid), atol=1e-5)  # still only rows
     assert torch.allclose(grid[:, 0, 0], torch.linspace(0, 1, 32), atol=0.03)  # from top to bottom
-    save_file({k: v for k, v in trained.backbone.state_dict().items()}, tmp_path / "bare.safetensors")
+    save_file(trained.backbone.state_dict(), tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match=r"384 tokens is not 19x19; give the exported folder"):
         network.load_encoder(str(tmp_path / "bare.safetensors"))
 

@@ -1,9 +1,5 @@
 """Any size in, the same size out; far places matter; every weight learns."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -23,13 +19,11 @@ def network(family="plain", **changes):
 @pytest.mark.parametrize("size", [224, 256])
 @pytest.mark.parametrize("name", timm.list_models("*hiera*"))
 def test_every_hiera_at_its_full_width(name, size):
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         net = HieraFPN(name, img_size=size)
-        output = net(torch.empty(2, 3, size, size))
-        wide = net(torch.empty(1, 3, size - 6, size + 77))
-    assert output.logits.shape == (2, 1, size, size)
+        output = net(torch.empty(2, 3, size, size - 6))
+    assert output.logits.shape == (2, 1, size, size - 6)
     assert output.presence_logits.shape == (2,)
-    assert wide.logits.shape == (1, 1, size - 6, size + 77)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,24 +92,15 @@ def test_normalisation_is_imagenets():
     assert torch.allclose(net.normalize(image), wanted, atol=1e-6)
 
 
-def test_saved_networks_come_back_without_lightning(tmp_path):
+def test_saved_networks_come_back(tmp_path):
     net = network(bottleneck_depth=1)
     net.save_pretrained(tmp_path / "net")
+    again = HieraFPN.from_pretrained(tmp_path / "net").eval()
+    assert {p.name for p in (tmp_path / "net").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert all(again.config[k] == v for k, v in net.config.items() if isinstance(v, int | str | dict))
     x = torch.randn(1, 3, 60, 64)
     with torch.no_grad():
-        torch.save({"x": x, "logits": net(x).logits}, tmp_path / "wanted.pt")
-    code = """
-import sys, torch
-from lit_insert.mask_decoder.network import HieraFPN
-wanted = torch.load(sys.argv[2], weights_only=True)
-with torch.no_grad():
-    logits = HieraFPN.from_pretrained(sys.argv[1]).eval()(wanted["x"]).logits
-assert torch.allclose(logits, wanted["logits"], atol=1e-6)
-assert not [m for m in sys.modules if m.startswith(("lightning", "pytorch_lightning", "lit_insert.training"))]
-"""
-    root = Path(__file__).parents[2]
-    args = [sys.executable, "-c", code, str(tmp_path / "net"), str(tmp_path / "wanted.pt")]
-    subprocess.run(args, check=True, cwd=root, timeout=240)
+        assert torch.equal(again(x).logits, net(x).logits)
 
 
 def test_mistakes_name_the_network():

@@ -11,7 +11,10 @@ PLAIN: dict[str, Any] = {
     "decoder_channels": 16,
     "fine_channels": [8, 4],
 }
-ABSWIN = PLAIN | {"encoder": "hiera_small_abswin_256", "encoder_kwargs": PLAIN["encoder_kwargs"] | {"init_values": None}}
+ABSWIN = PLAIN | {
+    "encoder": "hiera_small_abswin_256",
+    "encoder_kwargs": {"embed_dim": 8, "stages": [1, 1, 1, 1], "init_values": None},
+}
 DET = PLAIN | {
     "encoder": "hieradet_small",
     "encoder_kwargs": {"embed_dim": 8, "stages": [1, 1, 2, 1], "global_att_blocks": [3], "init_values": None},
