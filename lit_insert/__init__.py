@@ -13,12 +13,14 @@ _PUBLIC = {
     "EmbeddingOptimizerModule": "lit_insert.embedding_optimizer.module",
     "InsertPipeline": "lit_insert.embedding_optimizer.pipeline",
     "MaskPipeline": "lit_insert.mask_decoder.pipeline",
+    "PeopleDataModule": "lit_insert.data.people",
     "PipeTripletDataModule": "lit_insert.data.pipe",
     "ScenesDataModule": "lit_insert.data.scenes",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from lit_insert.data.people import PeopleDataModule as PeopleDataModule
     from lit_insert.data.pipe import PipeTripletDataModule as PipeTripletDataModule
     from lit_insert.data.scenes import ScenesDataModule as ScenesDataModule
     from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule as EmbeddingOptimizerModule

@@ -72,6 +72,22 @@ def fitted(mask: np.ndarray, image: Image.Image, name: Path) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 
 
+def both_by_stem(images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Pictures and masks of two folders by name without suffix; ``mask_`` in front of a mask's name may be there.
+
+    Raises:
+        InputError: If a folder is missing or empty, or a name comes twice.
+    """
+    pictures = images_by_stem(images)
+    covers: dict[str, Path] = {}
+    for stem, path in images_by_stem(masks).items():
+        name = stem if stem in pictures else stem.removeprefix(_PREFIX)
+        if name in covers:
+            raise InputError(f"{path}: {covers[name].name} is a mask of {name} too; keep one of them")
+        covers[name] = path
+    return pictures, covers
+
+
 def pair(folder: Path, images: str = "images", masks: str = "masks") -> dict[str, tuple[Path, Path]]:
     """The pictures of a folder with their masks, by name without suffix, sorted.
 
@@ -90,8 +106,7 @@ def pair(folder: Path, images: str = "images", masks: str = "masks") -> dict[str
     if (folder / images).is_dir():
         if not (folder / masks).is_dir():
             raise InputError(f"{folder}: there is {images}/ but no {masks}/; add the masks, or name their folder")
-        pictures, covers = images_by_stem(folder / images), images_by_stem(folder / masks)
-        covers = {s if s in pictures else s.removeprefix(_PREFIX): p for s, p in covers.items()}
+        pictures, covers = both_by_stem(folder / images, folder / masks)
     else:
         pictures, covers = {}, {}
         for path in list_images(folder):
@@ -135,7 +150,7 @@ class MaskFolder(MaskSource):
     A folder has either ``images/`` and ``masks/`` with files of the same names (suffixes may differ), or
     ``mask_<picture>`` beside each picture, or subfolders ``train/``, ``val/``, ``test/`` of which each has one of
     these. Without such subfolders, ``val_count`` and ``test_count`` pictures are set aside by a hash of their names
-    (`split_of`). Give the same counts wherever you name the folder.
+    (`split_of`). Give the same counts wherever you name the folder. Subfolders for splits win over counts.
 
     A mask may have another size than its picture but not another shape; it is resized to the picture, upright as its
     EXIF data says, without smoothing. How mask files are understood: `read_mask`.
@@ -173,10 +188,6 @@ class MaskFolder(MaskSource):
         self.title, self.invert, self.ignore_value = f"{folder} ({split})", invert, ignore_value
         own = [s for s in SPLITS if (root / s).is_dir()]
         if own:
-            if val_count or test_count:
-                raise InputError(
-                    f"{folder}: has folders {', '.join(own)} for splits; leave val_count and test_count out"
-                )
             if split != "all" and split not in own:
                 raise InputError(f"{folder}: no folder {split}/ there, only {', '.join(own)}; or use another split")
             chosen = own if split == "all" else [split]

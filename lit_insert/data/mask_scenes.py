@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_insert.data import world
 from lit_insert.data.mask_source import MaskedPicture, MaskSource
+from lit_insert.data.scenes import SceneDataset
 from lit_insert.errors import InputError
 
 _STREAM = 11  # of the draws that empty a scene
@@ -29,7 +30,7 @@ class MaskScenes(MaskSource):
     """
 
     drawn = True
-    _FIRST: ClassVar = {"train": 0, "val": 1 << 40, "test": 1 << 41}
+    _FIRST: ClassVar = SceneDataset._FIRST
 
     def __init__(
         self,

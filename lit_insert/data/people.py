@@ -105,7 +105,7 @@ class PeopleDataModule(pl.LightningDataModule):
         augmentation: How training changes pictures; null for not at all.
         padding: What the mask says where the canvas shows nothing of the picture: ignore (255) or background (0).
         cache: Keep decoded pictures in memory, shrunk to what the canvas and the zoom need.
-        cache_mb: Most memory for that, of each reading process.
+        cache_mb: Most memory for that, for each set and rank; reading processes share it out.
         check: Masks of each set to look at for mistakes before training starts; 0 for none.
         drop_last: Leave out the last, smaller batch in training.
         max_broken_fraction: Largest fraction of the pictures that may be unreadable before training stops.
@@ -135,7 +135,8 @@ class PeopleDataModule(pl.LightningDataModule):
         self.sources: dict[str, MaskSource | None] = {"train": train, "val": val, "test": test, "predict": predict}
         self.size: tuple[int, int] = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.batch_size, self.num_workers, self.seed, self.drop_last = batch_size, num_workers, seed, drop_last
-        self.cache_mb, self.check, self.max_broken_fraction = cache_mb * cache, check, max_broken_fraction
+        self.cache_mb = cache_mb * cache / max(1, num_workers)  # every process comes to see all pictures
+        self.check, self.max_broken_fraction = check, max_broken_fraction
         self.transforms = {
             split: PairedTransform(self.size, augmentation if split == "train" else None, padding)
             for split in self.sources

@@ -20,11 +20,11 @@ from lit_insert.data.folder import Inside
 from lit_insert.data.journal import Journal, Summary, work_through
 from lit_insert.data.loading import BrokenSample, SkippedSample
 from lit_insert.data.mask_check import MaskReport, looks_inverted
-from lit_insert.data.mask_folder import fitted, read_mask
+from lit_insert.data.mask_folder import both_by_stem, fitted, read_mask
 from lit_insert.data.mask_source import IGNORE
 from lit_insert.data.parquet_join import unit_hash
 from lit_insert.errors import InputError
-from lit_insert.images import fit_within, image_grid, images_by_stem, save_image
+from lit_insert.images import fit_within, image_grid, save_image
 
 TABLE, SHEET = "decisions.csv", "overview.jpg"
 CROWD_VALUE = 127  # in the masks written: read as background unless MaskFolder is told to ignore it
@@ -87,7 +87,7 @@ def loose_candidates(images: Path, masks: Path) -> list[MaskCandidate]:
     Raises:
         InputError: If a folder is missing or empty, a name comes twice, or nothing pairs.
     """
-    pictures, covers = images_by_stem(images), images_by_stem(masks)
+    pictures, covers = both_by_stem(images, masks)
     if not pictures.keys() & covers.keys():
         raise InputError(f"no file of {images} has a mask of the same name in {masks}")
     made = [MaskCandidate(s, p, covers.get(s), "" if s in covers else NO_MASK) for s, p in pictures.items()]
