@@ -13,8 +13,7 @@ MIN_CROP = 0.8  # a random square keeps at least this part of the shorter side
 def halve(image: Image.Image, side: int) -> Image.Image:
     """Halve by averaging 2x2 pixels while the shorter side stays at least ``2 * side`` beforehand.
 
-    Averaging first keeps fine patterns from turning into coarse ones, which a single bicubic step would not for
-    every decoder's idea of bicubic.
+    Each pixel of the photo then counts as much as any other, so fine patterns do not turn into coarse ones.
     """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
