@@ -1,6 +1,6 @@
 """Models to and from the Hugging Face hub; the hub's library is imported only when it is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,12 @@ def pull_model(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    also: Sequence[str] = (),
 ) -> Path:
     """Download a model folder into the hub's cache, or find it there; returns the folder.
+
+    Configs, texts and safetensors come; ``also`` names patterns of further files, such as the ``.bin`` weights of a
+    model that was published in no other form.
 
     Raises:
         InputError: If there is no such model, it is private, or the hub cannot be reached and the cache has
@@ -56,7 +60,7 @@ def pull_model(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            allow_patterns=list(_WANTED),
+            allow_patterns=[*_WANTED, *also],
         )
     except errors.GatedRepoError as error:
         raise InputError(f"model {repo_id!r}: access must be requested on its hub page, then log in") from error

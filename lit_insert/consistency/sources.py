@@ -68,7 +68,10 @@ def load_folder(
         raise InputError(f"from_pretrained has no option {unknown[0]!r}; it has dtype, variant, {', '.join(_HUB)}")
     folder = source.path
     if source.kind == "hub":
-        folder = pull_model(source.location, **{k: given[k] for k in _HUB if k in given})
+        options = {k: given[k] for k in _HUB if k in given}
+        folder = pull_model(source.location, **options)
+        if not any((folder / "unet").glob("*.safetensors")):  # early models have pickles only; read as plain tensors
+            folder = pull_model(source.location, also=("unet/*.bin",), **options)
     index = read_json(folder / INDEX)
     for part, expected in _LAYOUT.items():
         found = index.get(part)

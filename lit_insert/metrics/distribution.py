@@ -50,10 +50,10 @@ def nearest_distances(queries: Tensor, references: Tensor, chunk: int = 256) -> 
     Returns:
         Root mean squared differences (N,), and the numbers of the nearest references (N,) int64.
     """
-    base = references.flatten(1).float()
-    found = [torch.cdist(part, base).min(1) for part in queries.flatten(1).float().split(chunk)]
-    distance = torch.cat([f.values for f in found]) / base.shape[1] ** 0.5
-    return distance, torch.cat([f.indices for f in found])
+    points, base = queries.flatten(1).float(), references.flatten(1).float()
+    index = torch.cat([torch.cdist(part, base).argmin(1) for part in points.split(chunk)])
+    # cdist is fast by a matrix product, in which a small distance loses its digits
+    return (points - base[index]).square().mean(1).sqrt(), index
 
 
 def density_coverage(real: Tensor, fake: Tensor, neighbours: int = 5) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 
 class RandomFeatures(nn.Module):
@@ -22,7 +23,8 @@ class RandomFeatures(nn.Module):
         self.convolutions = nn.ModuleList()
         channels = 3
         for width in widths:
-            layer = nn.Conv2d(channels, width, 3, padding=1, padding_mode="replicate")
+            # not initialised by PyTorch, which would draw from the global generator
+            layer = skip_init(nn.Conv2d, channels, width, 3, padding=1, padding_mode="replicate")
             with torch.no_grad():
                 spread = (2 / (9 * channels)) ** 0.5  # keeps the size of activations through ReLU
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * spread)
