@@ -13,6 +13,7 @@ _PUBLIC = {
     "EmbeddingOptimizerModule": "lit_insert.embedding_optimizer.module",
     "InsertPipeline": "lit_insert.embedding_optimizer.pipeline",
     "MaskPipeline": "lit_insert.mask_decoder.pipeline",
+    "MessiDataModule": "lit_insert.data.messi",
     "PeopleDataModule": "lit_insert.data.people",
     "PipeTripletDataModule": "lit_insert.data.pipe",
     "ScenesDataModule": "lit_insert.data.scenes",
@@ -20,6 +21,7 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from lit_insert.data.messi import MessiDataModule as MessiDataModule
     from lit_insert.data.people import PeopleDataModule as PeopleDataModule
     from lit_insert.data.pipe import PipeTripletDataModule as PipeTripletDataModule
     from lit_insert.data.scenes import ScenesDataModule as ScenesDataModule
