@@ -11,6 +11,7 @@ from lit_insert.replace.region import Box, Region, ReplaceMask, box_of
 from lit_insert.replace.settings import Align, Fit
 
 _MOST = 4.0  # how much larger than by height a fit by width may come out
+_LONGER = 1.5  # how much longer than the person a thing that is cut off itself must be to count as a whole figure
 _EDGE = 1.5 / 256  # width of the soft edge of cut-outs made by a mask, of the region's side
 
 
@@ -98,8 +99,8 @@ def place(
         thing: What is placed.
         person: (H,W) of the photo.
         fit: "height": as tall as the person. "width": as wide. "auto": by height, unless the photo cuts the
-            person off below and the thing goes on (a whole figure for a portrait): then by width and from the head
-            down, at most four times what the height gives.
+            person off below and the thing goes on or is much longer (a whole figure for a portrait): then by width
+            and from the head down, at most four times what the height gives.
         align: "feet" or "head"; with "auto" as above always the head.
         scale: Factor on top.
 
@@ -111,7 +112,7 @@ def place(
     factor = by_width if fit == "width" else by_height
     if thing.whole:
         factor = 1.1 * max(by_height, by_width)
-    elif fit == "auto" and bottom >= len(person) - 2 and not thing.cut_below and by_width > by_height:
+    elif fit == "auto" and bottom >= len(person) - 2 and by_width > by_height * (_LONGER if thing.cut_below else 1):
         factor, align = min(by_width, _MOST * by_height), "head"
     factor *= scale
     size = max(1, round(width * factor)), max(1, round(height * factor))

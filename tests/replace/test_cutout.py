@@ -56,6 +56,14 @@ def test_a_whole_figure_for_a_portrait_goes_on_below_the_photo():
     assert (by_height[1], by_height[3]) == (40, 120)
 
 
+def test_a_figure_whose_feet_are_cut_off_is_still_a_figure():
+    picture = Image.new("RGBA", (40, 120))
+    picture.paste((0, 0, 255, 255), (5, 10, 35, 120))
+    box = place(cut_out(picture), person(box=(20, 40, 80, 120)))
+    assert box[1] == 40
+    assert box[2] - box[0] == 60
+
+
 def test_a_portrait_for_a_portrait_keeps_the_height():
     picture = Image.new("RGBA", (40, 60))
     picture.paste((0, 0, 255, 255), (5, 20, 35, 60))
