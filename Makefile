@@ -40,6 +40,8 @@ bench: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/import_time.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/data_streaming.py --rows 4000
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/full_size.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mask_quality.py --n 64
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mask_throughput.py --size 128 --steps 1
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
