@@ -112,6 +112,9 @@ def arms(args: argparse.Namespace, device: torch.device) -> dict[str, Arm]:
     unet = build_unet(
         args.image_size, args.channels, args.channel_mult, args.blocks, [], args.channels, norm_groups=8
     ).to(device)
+    original = copy.deepcopy(unet)
+    if args.compile:
+        unet.compile()
     schedule = PairSchedule(total_steps=args.steps, s0=10, s1=args.s1).filled("ict")
     sides = {"ours": Arm(unet, our_loss(schedule), lambda net: consistency_function(net, NOISE), args)}
     if args.peer is None:
@@ -132,7 +135,7 @@ def arms(args: argparse.Namespace, device: torch.device) -> dict[str, Arm]:
     def function(net: nn.Module) -> Denoiser:
         return lambda x, sigma, label: model_forward_wrapper(net, x, sigma)
 
-    sides["peer"] = Arm(Timed(copy.deepcopy(unet)), loss, function, args)
+    sides["peer"] = Arm(Timed(original), loss, function, args)
     return sides
 
 
@@ -177,6 +180,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--compile", action="store_true", help="torch.compile ours, as `compile: true` does")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, both")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

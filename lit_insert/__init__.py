@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ConsistencyModule": "lit_insert.consistency.module",
+    "ConsistencyPipeline": "lit_insert.consistency.pipeline",
+    "EDMModule": "lit_insert.consistency.module",
     "EmbeddingOptimizer": "lit_insert.embedding_optimizer.network",
     "EmbeddingOptimizerModule": "lit_insert.embedding_optimizer.module",
     "InsertPipeline": "lit_insert.embedding_optimizer.pipeline",
@@ -21,6 +24,9 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from lit_insert.consistency.module import ConsistencyModule as ConsistencyModule
+    from lit_insert.consistency.module import EDMModule as EDMModule
+    from lit_insert.consistency.pipeline import ConsistencyPipeline as ConsistencyPipeline
     from lit_insert.data.messi import MessiDataModule as MessiDataModule
     from lit_insert.data.people import PeopleDataModule as PeopleDataModule
     from lit_insert.data.pipe import PipeTripletDataModule as PipeTripletDataModule

@@ -19,7 +19,7 @@ from lit_insert.errors import InputError
 from lit_insert.training.base import BaseModule, batch_length
 
 _USE = (
-    "from lit_insert.consistency.pipeline import ConsistencyPipeline",
+    "from lit_insert import ConsistencyPipeline",
     "",
     'pipe = ConsistencyPipeline.from_pretrained("path/or/hub-id")',
     'pipe(num_images=1, seed=0).images[0].save("picture.png")',
@@ -47,6 +47,7 @@ class GeneratorModule(BaseModule):
         label_dropout: Probability of training a sample as "no label", which guidance needs.
         noise: Range of noise levels; null takes that of ``init``, or the usual one.
         gradient_checkpointing: Trade time for memory.
+        compile: Compile the networks with torch.compile: faster after a slow start; needs a C++ compiler.
         optimizer: Makes the optimiser from parameter groups.
         lr_scheduler: Makes the scheduler, stepped every optimiser step.
         noise_seed: Seed of noise, noise levels and dropout.
@@ -65,6 +66,7 @@ class GeneratorModule(BaseModule):
         label_dropout: float = 0.0,
         noise: NoiseRange | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         optimizer: Any = torch.optim.RAdam,
         lr_scheduler: Any = None,
         noise_seed: int = 0,
@@ -89,11 +91,17 @@ class GeneratorModule(BaseModule):
                     f"init {init} has {start.num_classes or 'no'} classes and {'a' if self.null_class else 'no'} null "
                     "class; give network too, to start with other classes"
                 )
-        self.label_dropout = label_dropout
+        self.label_dropout, self.compiles = label_dropout, compile
         self.unet.train().requires_grad_(True)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self._seen: Tensor | None = None  # how often each class was trained; no buffer, which DDP would overwrite
+
+    def on_fit_start(self) -> None:
+        """Compile what the configuration wants compiled; the names of weights stay as they are."""
+        if self.compiles:
+            for net in (m for m in self.children() if isinstance(m, UNet2DModel)):
+                net.compile()
 
     # Random numbers and labels
 

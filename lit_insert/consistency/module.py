@@ -42,6 +42,7 @@ class EDMModule(GeneratorModule):
         std: Standard deviation of ln σ in training.
         num_inference_steps: Heun steps of the pictures drawn while training.
         gradient_checkpointing: Trade time for memory.
+        compile: Compile the networks with torch.compile: faster after a slow start; needs a C++ compiler.
         optimizer: Makes the optimiser from parameter groups.
         lr_scheduler: Makes the scheduler, stepped every optimiser step.
         noise_seed: Seed of noise, noise levels and dropout.
@@ -58,6 +59,7 @@ class EDMModule(GeneratorModule):
         std: float = 1.2,
         num_inference_steps: int = 18,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         noise_seed: int = 0,
@@ -69,6 +71,7 @@ class EDMModule(GeneratorModule):
             label_dropout,
             noise,
             gradient_checkpointing,
+            compile,
             optimizer,
             lr_scheduler,
             noise_seed,
@@ -114,6 +117,7 @@ class ConsistencyModule(GeneratorModule):
         noise: Range of noise levels; null takes that of ``init`` or the teacher, or the usual one.
         sigmas: Noise levels to sample at, by number of steps, such as {"2": [80, 0.82]}; the exported model keeps them.
         gradient_checkpointing: Trade time for memory.
+        compile: Compile the networks with torch.compile: faster after a slow start; needs a C++ compiler.
         optimizer: Makes the optimiser from parameter groups.
         lr_scheduler: Makes the scheduler, stepped every optimiser step.
         noise_seed: Seed of noise, noise levels and dropout.
@@ -138,6 +142,7 @@ class ConsistencyModule(GeneratorModule):
         noise: NoiseRange | None = None,
         sigmas: dict[str, list[float]] | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.RAdam,
         lr_scheduler: LRSchedulerCallable | None = None,
         noise_seed: int = 0,
@@ -153,6 +158,7 @@ class ConsistencyModule(GeneratorModule):
             label_dropout,
             noise,
             gradient_checkpointing,
+            compile,
             optimizer,
             lr_scheduler,
             noise_seed,
@@ -203,6 +209,7 @@ class ConsistencyModule(GeneratorModule):
         """Let the target network begin where the weights do, wherever they came from, unless it was restored."""
         if self.target is not None and not self._target_restored:
             self.target.load_state_dict(self.unet.state_dict())
+        super().on_fit_start()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

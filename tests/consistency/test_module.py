@@ -172,6 +172,19 @@ def test_validation_compares_one_step_samples_with_the_pictures(teacher, tmp_pat
     assert fit.callback_metrics["val/wasserstein"].item() != first
 
 
+def test_compiled_networks_are_the_same_networks(teacher, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compiled.append(call) or call)
+    weights = []
+    for flag in (False, True):
+        net = module("cd", teacher, compile=flag)
+        trainer(tmp_path, max_steps=2).fit(net, Pictures())
+        weights.append(net.state_dict())
+        assert len(compiled) == 3 * flag  # student, target and teacher
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
 @pytest.mark.parametrize("objective", ["cd", "ict"])
 def test_two_processes_make_the_step_of_one(teacher, tmp_path, objective):
     class Keep(pl.Callback):
