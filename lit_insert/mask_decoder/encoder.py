@@ -68,7 +68,7 @@ def make_encoder(
         raise InputError(f"encoder_kwargs of {name}: {reason}") from error
     if not classes:
         model.prune_intermediate_layers(len(model.stage_ends))
-        model.head = nn.Identity()  # before timm 1.0.31 a norm is left on some
+        model.head = nn.Identity()  # older timm leaves a norm on some
     encoder: Hiera | HieraDet = model
     return encoder
 
