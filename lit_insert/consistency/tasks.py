@@ -118,11 +118,11 @@ def edit_pictures(
     made: list[Tensor] = []
     for start in range(0, count, batch_size):
         part = slice(start, start + batch_size)
-        y = torch.stack([w.pixels for w in work[part]]).to(pipe.device)
+        y = torch.stack([w.pixels for w in work[part]]).to(pipe._execution_device)
         holes = [w.hole for w in work[part] if w.hole is not None]
-        hole = torch.stack(holes).to(pipe.device) if holes else None
+        hole = torch.stack(holes).to(pipe._execution_device) if holes else None
         denoise = _bound(pipe, None if labels is None else labels[part], guidance_scale)
-        noise = partial(standard_normal, y.shape, rows[part], pipe.device)
+        noise = partial(standard_normal, y.shape, rows[part], pipe._execution_device)
         results = _edit(task, denoise, y, hole, levels, noise, chosen, pipe.noise_range.sigma_min)
         made += [w.restore(r) for w, r in zip(work[part], results.float().cpu(), strict=True)]
     return made, labels, levels
@@ -217,7 +217,7 @@ def _coloured(square: Square, photo: Tensor, made: Tensor) -> Tensor:
 def _bound(pipe: "ConsistencyPipeline", labels: list[int] | None, guidance_scale: float) -> editing.Denoise:
     """The consistency function with classes, guidance and clipping fixed."""
     function = pipe.function(guidance_scale)
-    classes = None if labels is None else torch.tensor(labels, device=pipe.device)
+    classes = None if labels is None else torch.tensor(labels, device=pipe._execution_device)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         made = function(x, x.new_full((len(x),), sigma), classes)
@@ -256,7 +256,7 @@ def _between(
     options: EditOptions,
 ) -> list[Tensor]:
     shape = (1, pipe.unet.config["in_channels"], pipe.size, pipe.size)
-    draw = partial(standard_normal, shape, generator, pipe.device)
+    draw = partial(standard_normal, shape, generator, pipe._execution_device)
     noisy = [levels[0] * draw()[0] for _ in range(2)]
     if ends:
         noisy = [x + end.pixels.to(x) for x, end in zip(noisy, ends, strict=True)]
