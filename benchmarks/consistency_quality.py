@@ -99,7 +99,10 @@ def pictures(args: argparse.Namespace, split: str, size: int) -> torch.Tensor:
     if args.data == "scenes":
         source = SceneImages(split, count=args.n, content=args.content)
     elif any(Path(args.data).glob("*.parquet")):
-        source = ParquetImages(args.data, split=split)
+        # two-split tables such as CIFAR-10: the end of the training pictures is for choosing
+        total = len(ParquetImages(args.data, split="train")) if split == "val" else 0
+        start = max(0, total - args.n)
+        source = ParquetImages(args.data, split="train" if split == "val" else split, start=start)
     else:
         source = ImageFolder(args.data, split=split)
     # as "test" pictures: neither cropped at random nor flipped
