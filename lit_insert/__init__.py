@@ -19,6 +19,7 @@ _PUBLIC = {
     "MessiDataModule": "lit_insert.data.messi",
     "PeopleDataModule": "lit_insert.data.people",
     "PipeTripletDataModule": "lit_insert.data.pipe",
+    "ReplacePipeline": "lit_insert.replace.pipeline",
     "ScenesDataModule": "lit_insert.data.scenes",
 }
 __all__ = ["__version__", *_PUBLIC]
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lit_insert.embedding_optimizer.network import EmbeddingOptimizer as EmbeddingOptimizer
     from lit_insert.embedding_optimizer.pipeline import InsertPipeline as InsertPipeline
     from lit_insert.mask_decoder.pipeline import MaskPipeline as MaskPipeline
+    from lit_insert.replace.pipeline import ReplacePipeline as ReplacePipeline
 
 
 def __getattr__(name: str) -> Any:
