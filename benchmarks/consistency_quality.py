@@ -180,7 +180,7 @@ def show(args: argparse.Namespace, rows: dict[str, dict[str, float]], size: int,
     Console(width=140).print(table)
     print("fid, kid, density, coverage: on RandomFeatures, comparable only with themselves, at this n and size.")
     print(
-        "nearest: median distance to the nearest training picture, over that of held-out ones; below 1: copies, or blur."
+        "nearest: median distance to the nearest training picture, over that of held-out ones; below 1: copies or blur."
     )
 
 
