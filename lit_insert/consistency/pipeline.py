@@ -1,13 +1,11 @@
 """Inference: pictures from noise in one to a few steps, and zero-shot edits with the same model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from lit_insert.artifacts.folder import replace_model_folder
@@ -17,32 +15,17 @@ from lit_insert.consistency.edm import Denoiser, heun_sample
 from lit_insert.consistency.generators import Generators, draw_labels, per_image
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import consistency_function, edm_denoiser
+from lit_insert.consistency.output import ConsistencyOutput, finish, label_tensor
 from lit_insert.consistency.sampling import check_sigmas, guided, multistep, sigmas_at, sigmas_for, standard_normal
 from lit_insert.consistency.sources import ModelFacts, load_folder, save_folder
 from lit_insert.consistency.start import load_start, scheduler_for
 from lit_insert.consistency.tasks import edit_pictures
 from lit_insert.errors import InputError
-from lit_insert.images import Picture, to_pil
+from lit_insert.images import Picture
 
 POCKET = "generate"
 HEUN_STEPS = 18
 Labels = int | Sequence[int] | Tensor | None
-
-
-@dataclass
-class ConsistencyOutput(BaseOutput):
-    """What `ConsistencyPipeline` returns.
-
-    Attributes:
-        images: PIL pictures; or with ``output_type`` "pt" float32 (3,H,W) tensors in [0,1], or with "np"
-            (H,W,3) arrays in [0,1].
-        labels: The class of each picture; None for a model without classes.
-        sigmas: The noise levels used, falling.
-    """
-
-    images: list[Any]
-    labels: list[int] | None = None
-    sigmas: list[float] = field(default_factory=list)
 
 
 class ConsistencyPipeline(ConsistencyModelPipeline):
@@ -325,24 +308,3 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
                 known = f"{classes[0]} to {classes[-1]}" if len(classes) > 12 else ", ".join(map(str, classes))
                 raise InputError(f"class {label} was never trained; the model knows {known}")
         return labels
-
-
-def label_tensor(labels: list[int] | None, start: int, count: int, device: torch.device) -> Tensor | None:
-    """Some of the labels as the network takes them, (N,) int64."""
-    return None if labels is None else torch.tensor(labels[start : start + count], device=device)
-
-
-def finish(x: Tensor, output_type: str) -> list[Any]:
-    """Pictures (N,3,H,W) in [-1,1] in the form asked for.
-
-    Raises:
-        InputError: If the form is unknown.
-    """
-    if output_type == "pil":
-        return [to_pil(picture) for picture in x]
-    unit = (x.float() / 2 + 0.5).clamp(0, 1).cpu()
-    if output_type == "pt":
-        return list(unit)
-    if output_type == "np":
-        return [picture.permute(1, 2, 0).numpy() for picture in unit]
-    raise InputError(f"output_type {output_type!r}: give pil, pt or np")
