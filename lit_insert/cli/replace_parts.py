@@ -75,7 +75,9 @@ def settle_fill(options: argparse.Namespace) -> None:
         raise InputError("--fill diffusion needs --fill_model, the folder or hub id of an inpainting pipeline")
     if options.fill == "consistency":
         options.fill_model = options.fill_model or "pocket"
-        resolve_model(options.fill_model, "generate")
+    for model, own in ((options.fill_model, "generate"), (options.mask_model, "mask")):
+        if model is not None:
+            resolve_model(model, own)  # before torch: mistakes should answer at once
 
 
 def needs_segmenter(options: argparse.Namespace, wishes: Iterable[Path]) -> bool:

@@ -151,6 +151,8 @@ def test_a_prompt_through_a_diffusion_pipeline(photos, tmp_path):
         ((*ONE, "--reference", "stickers/s.png"), "--with or --reference, not both"),
         ((*ONE, "--fill", "diffusion"), "needs --fill_model"),
         ((*ONE, "--start_sigma", "2"), "--start_sigma is for --fill consistency; this is opencv"),
+        ((*ONE, "--mask_model", "gone"), "model 'gone': no such folder"),
+        ((*ONE[:4], "--prompt", "a man", "--fill_model", "gone"), "model 'gone': no such folder"),
         ((*ONE, "--grow", "0.5"), "grow is 0.5; give 0 to 0.1"),
         ((*ONE, "--components", "two"), "'two': give largest, all or a number"),
         ((*ONE, "--region_scale", "wide"), "'wide': give a number or photo"),
