@@ -9,7 +9,6 @@ Inputs are never changed. Stop it at any time; the same command goes on. Train o
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -99,20 +98,9 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, and turn mistakes and interrupts into exit codes."""
     args = parse(argv)
-    from lit_insert.errors import InputError
+    from lit_insert.cli.scripts import run_script
 
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        return run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_script(lambda: run(args), "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -56,13 +56,9 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; a mistake in the input is one line."""
     args = parse(argv)
-    from lit_insert.errors import InputError
+    from lit_insert.cli.scripts import run_script
 
-    try:
-        return run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(lambda: run(args))
 
 
 if __name__ == "__main__":
