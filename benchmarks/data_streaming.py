@@ -8,6 +8,7 @@ and does nothing else: no join with masks, no crops, no augmentation, no CLIP pr
 """
 
 import argparse
+import gc
 import io
 import json
 import multiprocessing
@@ -169,6 +170,7 @@ def whole_epoch(rank: int, root: Path, options: argparse.Namespace, out: Path) -
     every = max(1, len(loader) // 50)
     for number, batch in enumerate(loader):
         if number == 0:
+            gc.collect()  # the first one unshares what the workers inherited: that is no growth
             start = time.perf_counter()  # from the first batch on: workers are up
         rows = [row_number(i) for i in batch["id"]]
         seen += rows

@@ -105,7 +105,9 @@ def train(
 ) -> tuple[MaskPipeline, dict[str, list[tuple[int, float]]], MaskEvaluation, float]:
     """Train one arm; its averaged network, curves, last evaluation, and the seconds of its training."""
     network = build(arm, config, args).to(args.device)
-    optimizer = torch.optim.AdamW(named_groups(network), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        named_groups(network), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
+    )
     schedule = WarmupCosine(optimizer, total_steps=args.steps, warmup_steps=min(200, max(1, args.steps // 20)))
 
     def average(kept: Tensor, new: Tensor, count: int) -> Tensor:
@@ -124,7 +126,8 @@ def train(
             network.train()
             if arm == "frozen":
                 network.backbone.eval()
-            output = network(network.normalize(batch["image"].to(args.device)))
+            with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
+                output = network(network.normalize(batch["image"].to(args.device)))
             value = mask_loss(output.logits, output.presence_logits, batch["mask"].to(args.device), loss)["loss"]
             value.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -178,6 +181,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--mae_weights", help="pre-trained encoder for ours_mae: an exported folder")
     parser.add_argument("--eval_every", type=int, default=250, help="steps between points of the curve")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="train all arms in mixed precision")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path, help="folder to export our arms to")
     parser.add_argument("--report", type=Path, help="also write an HTML page with curves, the 8 best and the 8 worst")
