@@ -11,10 +11,9 @@ from torch import Tensor
 from lit_insert.artifacts.card import write_card
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import build_unet, checked_labels, copy_all_but_classes
-from lit_insert.consistency.pairs import Draws
 from lit_insert.consistency.sources import ModelFacts, save_folder
 from lit_insert.consistency.start import CHECKPOINT_KEY, Start, checkpoint_entry, load_start, scheduler_for
-from lit_insert.diffusion.noise import step_generator
+from lit_insert.diffusion.noise import Draws, step_generator
 from lit_insert.errors import InputError
 from lit_insert.training.base import BaseModule, batch_length
 

@@ -125,32 +125,3 @@ class PairSchedule:
         lower = schedules.ect_earlier(sigma, stage, self.q, self.k, self.b)
         lower = torch.where(lower < noise.sigma_min, torch.zeros_like(lower), lower)
         return Pairs(sigma, lower, 1 / (sigma - lower))
-
-
-class Draws:
-    """Random numbers of this rank's part of a global batch.
-
-    The generator is the same on every rank and draws for all of them, so that a batch gets the same numbers however
-    many processes share it.
-
-    Args:
-        generator: Seeded alike on all ranks.
-        count: Samples of this rank.
-        rank: This rank.
-        world_size: Number of ranks.
-    """
-
-    def __init__(self, generator: torch.Generator, count: int, rank: int = 0, world_size: int = 1) -> None:
-        self.generator, self.count, self.total = generator, count, count * world_size
-        self.first = rank * count
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, (B, *shape)."""
-        return self._own(torch.randn(self.total, *shape, generator=self.generator, device=self.generator.device))
-
-    def uniform(self) -> Tensor:
-        """Uniform numbers in [0,1), (B,)."""
-        return self._own(torch.rand(self.total, generator=self.generator, device=self.generator.device))
-
-    def _own(self, drawn: Tensor) -> Tensor:
-        return drawn[self.first : self.first + self.count]

@@ -3,7 +3,7 @@ import torch
 from tiny import seeded
 
 from lit_insert.consistency.karras import NoiseRange
-from lit_insert.consistency.pairs import Draws, PairSchedule
+from lit_insert.consistency.pairs import PairSchedule
 from lit_insert.consistency.schedules import ect_earlier, ict_probabilities
 from lit_insert.errors import InputError
 
@@ -70,10 +70,3 @@ def test_published_values_stand_in_for_null():
             PairSchedule(**wrong).filled("ct")
     with pytest.raises(InputError, match="cd, ct, ict, ect"):
         PairSchedule().filled("dsm")
-
-
-def test_ranks_share_the_draw_of_the_global_batch():
-    whole = Draws(seeded(7), 6)
-    parts = [Draws(seeded(7), 3, rank, 2) for rank in (0, 1)]
-    for draw in (lambda d: d.normal(3, 4, 4), lambda d: d.uniform(), lambda d: d.normal()):
-        assert torch.equal(draw(whole), torch.cat([draw(p) for p in parts]))

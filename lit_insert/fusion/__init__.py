@@ -1,0 +1,1 @@
+"""Objects placed by words, fused in a representation's feature space, finished by a diffusion transformer."""
