@@ -16,6 +16,7 @@ FLOORS = {
     "segmenters": 2,
     "images": 1,
     "inpainting": 1,
+    "blending": 1,
     "report": 1,
     "rle": 1,
     "letterbox": 1,
