@@ -36,7 +36,8 @@ class Source:
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder is an exported pipeline (``model_index.json``) or a single exported model."""
-    return (folder / INDEX).is_file() or ((folder / CONFIG).is_file() and any(folder.glob("*.safetensors")))
+    weights = ("*.safetensors", "tokens/*.safetensors")  # learned tokens may be all there is
+    return (folder / INDEX).is_file() or ((folder / CONFIG).is_file() and any(any(folder.glob(w)) for w in weights))
 
 
 def resolve_model(name: str | Path, default_pocket: str = "insert") -> Source:
