@@ -267,7 +267,9 @@ class ConsistencyModule(GeneratorModule):
             distance=self.distance,
             label=label,
             clean=image if self.objective == "ect" else None,
-            floor=self.noise.sigma_min if self.objective == "ect" else 0.0,
+            floor=self.noise.sigma_min,
+            # Sharded weights are gathered by all ranks together; a compiled network would compile for every new shape.
+            every_row=self.compiles or (self._trainer is not None and sharded(self.trainer.strategy)),
         )
         losses = {"loss": (pairs.weight * distances).mean()}
         if self.training:

@@ -4,8 +4,6 @@ All of them compare f at two levels of one probability-flow trajectory. They dif
 step of a teacher, or the same noise at a lower level), which pairs of levels are drawn, and how a pair is weighted.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -47,8 +45,13 @@ def consistency_loss(
     label: Tensor | None = None,
     clean: Tensor | None = None,
     floor: float = 0.0,
+    every_row: bool = False,
 ) -> Tensor:
     """d(f(x_high, σ), f⁻(x_low, lower)) of each sample; no gradient through f⁻, and both see the same dropout.
+
+    f⁻ is known without its network at ``floor``, where it is the identity, and below, where ``clean`` is its value. So
+    the network sees the other rows only; all of them, though, if it draws dropout, since fewer rows would drop other
+    units.
 
     Args:
         student: f, which learns.
@@ -60,31 +63,50 @@ def consistency_loss(
         distance: d.
         label: Classes, (B,).
         clean: Pictures without noise; they are the target wherever ``lower`` is below ``floor``.
-        floor: Level below which f is not defined.
+        floor: σ_min, where f is the identity and below which it is not defined; 0 for functions without one.
+        every_row: Let the network see all rows always: where every rank must run it, or shapes must not change.
 
     Returns:
         (B,).
     """
-    repeat = same_randomness(x_high.device)
+    randomness = Randomness(x_high.device)
     made = student(x_high, sigma, label)
     with torch.no_grad():
-        repeat()
-        wanted = target(x_low, lower.clamp(min=floor) if floor else lower, label)
-        if clean is not None:
-            wanted = torch.where(expand(lower, x_low) < floor, clean, wanted)
+        unknown = lower > floor
+        wanted = x_low if clean is None else torch.where((lower < floor)[:, None, None, None], clean, x_low)
+        rows = None if every_row else unknown.nonzero().flatten()
+        if rows is None or (len(rows) and randomness.drawn()):
+            randomness.restore()
+            seen = target(x_low, lower.clamp(min=floor), label)
+            wanted = torch.where(unknown[:, None, None, None], seen, wanted)
+        elif len(rows):
+            seen = target(x_low[rows], lower[rows], label if label is None else label[rows])
+            wanted = wanted.index_copy(0, rows, seen)
     return distance(made, wanted)
 
 
-def same_randomness(device: torch.device) -> Callable[[], None]:
-    """Remember the state of the generators that dropout draws from; returns what puts them back to it."""
-    cpu = torch.get_rng_state()
-    if device.type == "cpu":
-        return lambda: torch.set_rng_state(cpu)
-    backend = torch.get_device_module(device)
-    own = backend.get_rng_state(device)
+class Randomness:
+    """The state of the generators that dropout draws from, as it is now.
 
-    def restore() -> None:
-        torch.set_rng_state(cpu)
-        backend.set_rng_state(own, device)
+    Args:
+        device: Where the network runs.
+    """
 
-    return restore
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._backend = None if device.type == "cpu" else torch.get_device_module(device)
+        self._states = self._now()
+
+    def drawn(self) -> bool:
+        """Whether anything was drawn since."""
+        return not all(torch.equal(a, b) for a, b in zip(self._states, self._now(), strict=True))
+
+    def restore(self) -> None:
+        """Put the generators back, so that the same numbers are drawn again."""
+        torch.set_rng_state(self._states[0])
+        if self._backend is not None:
+            self._backend.set_rng_state(self._states[1], self._device)
+
+    def _now(self) -> list[Tensor]:
+        own = [] if self._backend is None else [self._backend.get_rng_state(self._device)]
+        return [torch.get_rng_state(), *own]

@@ -143,6 +143,33 @@ def test_a_checkpoint_without_its_target_network_is_refused(teacher, tmp_path):
         trainer(tmp_path).fit(module("ct", teacher), Pictures(), ckpt_path=path)
 
 
+@pytest.mark.parametrize("every_row", [False, True])
+def test_rows_with_a_known_target_cost_no_evaluation(teacher, every_row):
+    net = module("ect", teacher, compile=every_row)  # a compiled network keeps its shapes
+    calls = []
+    net.unet.register_forward_hook(lambda m, args, out: calls.append(len(out[0])))
+    pairs = net.schedule.draw("ect", 0, torch.rand(8), torch.linspace(-2, 2, 8), net.noise)
+    known = int((pairs.lower == 0).sum())
+    assert 0 < known < 8
+    net.schedule = FixedPairs(pairs)
+    net.train()
+    net.compute_loss(batch(8), seeded(0))["loss"].backward()
+    assert calls == [8, 8 if every_row else 8 - known]
+
+
+class FixedPairs:
+    """A schedule that always draws the same."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def draw(self, *_):
+        return self.pairs
+
+    def levels(self, *_):
+        return 1
+
+
 def test_schedules_stand_still_after_their_end(teacher):
     net = module("ict", teacher).train()
     assert net.schedule.levels("ict", 10 * STEPS) == 17
@@ -181,8 +208,8 @@ def test_compiled_networks_are_the_same_networks(teacher, tmp_path, monkeypatch)
         trainer(tmp_path, max_steps=2).fit(net, Pictures())
         weights.append(net.state_dict())
         assert len(compiled) == 3 * flag  # student, target and teacher
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+    # With fixed shapes rows of a known target are evaluated too, which rounds the others differently.
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 @pytest.mark.parametrize("objective", ["cd", "ict"])

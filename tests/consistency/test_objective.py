@@ -5,7 +5,7 @@ from tiny import gaussian_consistency, gaussian_denoiser, seeded, unet
 from lit_insert.consistency.distances import l2
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import consistency_function
-from lit_insert.consistency.objective import consistency_loss, distilled_point, same_randomness, shared_noise_point
+from lit_insert.consistency.objective import Randomness, consistency_loss, distilled_point, shared_noise_point
 
 MEAN, VARIANCE, NOISE = 0.1, 0.16, NoiseRange()
 EXACT = gaussian_consistency(MEAN, VARIANCE, NOISE.sigma_min)
@@ -88,9 +88,11 @@ def test_student_and_target_drop_the_same_units():
 
 
 def test_randomness_repeats():
-    repeat = same_randomness(torch.device("cpu"))
+    randomness = Randomness(torch.device("cpu"))
+    assert not randomness.drawn()
     first = torch.rand(3)
-    repeat()
+    assert randomness.drawn()
+    randomness.restore()
     assert torch.equal(torch.rand(3), first)
 
 
@@ -102,3 +104,51 @@ def test_below_the_floor_the_clean_picture_is_the_target():
     made = f(given["x_high"], given["sigma"])
     assert loss[0].item() == pytest.approx(l2(made, x)[0].item())
     assert loss[1].item() == pytest.approx(l2(made, f(given["x_low"], torch.tensor([3.0, 3.0])))[1].item())
+
+
+def trained(lower, *, dropout=0.0, labels=False, **options):
+    """Loss, gradients, batch sizes of the target's calls, and the random state afterwards."""
+    g, n = seeded(3), len(lower)
+    x, noise = torch.randn(n, 3, 8, 8, generator=g), torch.randn(n, 3, 8, 8, generator=g)
+    lower, sigma = torch.tensor(lower), torch.linspace(5.0, 9.0, n)
+    net = unet(dropout=dropout, num_classes=4 if labels else None).train()
+    f, seen = consistency_function(net, NOISE), []
+
+    def target(x, sigma, label):
+        seen.append(len(x))
+        return f(x, sigma, label)
+
+    torch.manual_seed(0)
+    loss = consistency_loss(
+        f,
+        target,
+        x_high=shared_noise_point(x, noise, sigma),
+        sigma=sigma,
+        x_low=shared_noise_point(x, noise, lower),
+        lower=lower,
+        distance=l2,
+        label=torch.arange(n) % 4 if labels else None,
+        **{"floor": NOISE.sigma_min, **options, "clean": x if options.get("clean") else None},
+    )
+    loss.sum().backward()
+    return loss.detach(), [p.grad for p in net.parameters()], seen, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("known", [0, 2, 4])
+def test_rows_whose_target_is_known_are_not_evaluated_and_nothing_changes(clean, dropout, known):
+    lower = [0.0 if clean else NOISE.sigma_min] * known + [1.0, 2.0, 3.0, 4.0][known:]
+    lower = [lower[i] for i in (1, 3, 0, 2)]
+    given = {"dropout": dropout, "clean": clean, "labels": True}
+    loss, grads, seen, state = trained(lower, **given)
+    every, all_grads, all_seen, all_state = trained(lower, **given, every_row=True)
+    assert all_seen == [4]
+    assert seen == ([] if known == 4 else [4 if dropout else 4 - known])  # dropout needs the student's shapes
+    torch.testing.assert_close(loss, every, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grads, all_grads, rtol=1e-5, atol=1e-6)
+    assert torch.equal(state, all_state)
+
+
+def test_without_a_floor_every_row_is_evaluated():
+    assert trained([0.002, 0.5], floor=0.0)[2] == [2]
