@@ -1,0 +1,370 @@
+"""One picture with a mask for each of its instances: what learning new words starts from."""
+
+import logging
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from lit_insert.data.loading import (
+    BrokenSample,
+    ResumableLoader,
+    processed_batches,
+    resumable_loader,
+    sample_generator,
+)
+from lit_insert.data.mask_folder import read_mask
+from lit_insert.errors import InputError
+from lit_insert.images import IMAGE_SUFFIXES, load_image, to_tensor
+from lit_insert.letterbox import place
+
+log = logging.getLogger(__name__)
+_MASK = re.compile(r"mask(\d+)\.png")
+_SAME, _TINY, _CUT = 0.5, 0.02, 0.1
+_NONE = -1
+
+
+@dataclass
+class Instances:
+    """A picture and its instances as files have them.
+
+    Attributes:
+        image: RGB, upright.
+        masks: uint8 (K,H,W) in {0,1}, in the picture's size.
+        warnings: What is odd but usable, a line each.
+    """
+
+    image: Image.Image
+    masks: np.ndarray
+    warnings: list[str]
+
+
+def read_instances(folder: str | Path) -> Instances:
+    """Read ``img.jpg`` (or ``.png``) and ``mask0.png``, ``mask1.png``, … in the order of their numbers.
+
+    Args:
+        folder: Where they are.
+
+    Raises:
+        InputError: If the picture is missing or there are two, there is no mask, a number is left out, a mask is
+            unreadable, empty or of another size than the picture, or two masks show the same thing.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give one with img.jpg, mask0.png, mask1.png, …")
+    pictures = [p for name in ("img.jpg", "img.jpeg", "img.png") if (p := folder / name).is_file()]
+    if len(pictures) != 1:
+        found = "no img.jpg or img.png" if not pictures else f"both {pictures[0].name} and {pictures[1].name}"
+        raise InputError(f"{folder}: has {found}; one picture is needed")
+    image = load_image(pictures[0])
+    numbered = {int(m[1]): p for p in folder.iterdir() if (m := _MASK.fullmatch(p.name))}
+    if not numbered:
+        raise InputError(f"{folder}: has no mask0.png; give a mask for each instance, mask0.png, mask1.png, …")
+    gap = next((i for i in range(len(numbered)) if i not in numbered), None)
+    if gap is not None:
+        raise InputError(
+            f"{folder}: mask{gap}.png is missing, but there is mask{max(numbered)}.png; number without gaps"
+        )
+    masks = np.stack([_read(numbered[i], image.size) for i in range(len(numbered))])
+    return Instances(image, masks, _odd(folder, masks))
+
+
+def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        mask = read_mask(path)
+    except BrokenSample as error:
+        raise InputError(str(error)) from error
+    if mask.shape[::-1] != size:
+        have = f"{mask.shape[1]}x{mask.shape[0]}"
+        raise InputError(f"{path}: is {have} pixels, the picture {size[0]}x{size[1]}; make them the same size")
+    if not mask.any():
+        raise InputError(f"{path}: is empty; paint the instance white on black")
+    return mask
+
+
+def _odd(folder: Path, masks: np.ndarray) -> list[str]:
+    """Warnings on tiny and overlapping masks; those of the same thing are refused."""
+    areas = masks.sum((1, 2))
+    warnings = [
+        f"{folder / f'mask{i}.png'}: covers {area / masks[0].size:.1%} of the picture, a few cells of the attention; "
+        "crop the picture closer"
+        for i, area in enumerate(areas)
+        if area < _TINY * masks[0].size
+    ]
+    for i in range(len(masks)):
+        for k in range(i):
+            shared = int((masks[i] & masks[k]).sum()) / int(min(areas[i], areas[k]))
+            pair = f"{folder}: mask{k}.png and mask{i}.png share {shared:.0%} of the smaller one"
+            if shared > _SAME:
+                raise InputError(f"{pair}; each instance needs pixels of its own")
+            if shared > 0:
+                warnings.append(f"{pair}; what they share teaches both words")
+    return warnings
+
+
+def square(image: Tensor, masks: Tensor, size: int, fit: Literal["crop", "pad"]) -> tuple[Tensor, Tensor]:
+    """Bring a picture and its masks to a square, aspect kept.
+
+    Args:
+        image: (3,H,W) in [-1,1].
+        masks: (K,H,W) in {0,1}.
+        size: Side of the square, pixels.
+        fit: "crop" cuts the longer side, where the instances lose least; "pad" adds grey margins.
+
+    Returns:
+        The picture (3,size,size) and the masks (K,1,size,size).
+    """
+    height, width = image.shape[-2:]
+    if fit == "pad":
+        return place(image, (size, size)), (place(masks[:, None].float(), (size, size)) >= 0.5).float()
+    side = min(height, width)
+    weight = masks.flatten(1).sum(1).clamp(min=1)[:, None]
+    lines = (masks.sum(1) if width > height else masks.sum(2)) / weight  # share of each instance in a column or row
+    kept = torch.nn.functional.pad(lines.cumsum(1), (1, 0))
+    kept = (kept[:, side:] - kept[:, : kept.shape[1] - side]).amin(0)
+    best = (kept >= kept.max() - 1e-4).nonzero()[:, 0]
+    start = int(best[(best - (len(kept) - 1) / 2).abs().argmin()])  # of the equally good ones, the most central
+    top, left = (0, start) if width > height else (start, 0)
+    area = [top, left, side, side, [size, size]]
+    picture = F.resized_crop(image, *area, InterpolationMode.BILINEAR, antialias=True)
+    return picture, F.resized_crop(masks[:, None].float(), *area, InterpolationMode.NEAREST)
+
+
+class InstanceDataset:
+    """Endless samples of one picture: a random set of its instances, named in random order; half of them mirrored.
+
+    A sample holds ``image`` (3,S,S) in [-1,1]; ``instances`` (K,) int64, the numbers of those in the caption in its
+    order, then -1; ``masks`` (K,1,S,S) in {0,1} in that order, then zeros; ``caption``; ``id``, which is the same only
+    for the same pixels; and with class pictures ``prior_image`` (3,S,S), ``prior_caption`` and ``prior_id``. It depends
+    on (seed, epoch, index) alone.
+
+    Args:
+        image: (3,S,S) in [-1,1].
+        masks: (K,1,S,S) in {0,1}.
+        name: Beginning of the ids.
+        length: Samples in an epoch.
+        template: Caption with ``{}`` for the tokens.
+        placeholder: Token with ``{}`` for the number of the instance.
+        union_sampling: Name one to K instances, each number equally likely; else one.
+        flip: Probability of mirroring.
+        seed: Seed of the choices.
+        training: If not, a sample names all instances, every second one in reverse order, and is not mirrored.
+        prior: Class pictures and their caption.
+    """
+
+    def __init__(
+        self,
+        image: Tensor,
+        masks: Tensor,
+        name: str,
+        length: int,
+        *,
+        template: str = "a photo of {}",
+        placeholder: str = "<asset{}>",
+        union_sampling: bool = True,
+        flip: float = 0.5,
+        seed: int = 0,
+        training: bool = True,
+        prior: tuple[list[Path], str] | None = None,
+    ) -> None:
+        self.image, self.masks, self.name, self.length = image, masks, name, length
+        self.template, self.placeholder = template, placeholder
+        self.union_sampling, self.flip, self.seed, self.training, self.prior = (
+            union_sampling,
+            flip,
+            seed,
+            training,
+            prior,
+        )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index, 0)
+
+    def sample(self, index: int, epoch: int) -> dict[str, Any]:
+        """Sample number ``index`` of an epoch."""
+        count = len(self.masks)
+        generator = sample_generator(self.seed, epoch, index)
+        if self.training:
+            number = 1 + int(torch.randint(count, (), generator=generator)) if self.union_sampling else 1
+            order = torch.randperm(count, generator=generator)[:number]
+            mirrored = bool(torch.rand((), generator=generator) < self.flip)
+        else:
+            order, mirrored = torch.arange(count), False
+            order = order.flip(0) if index % 2 else order
+        masks = torch.zeros_like(self.masks)
+        masks[: len(order)] = self.masks[order]
+        image = self.image
+        if mirrored:
+            image, masks = image.flip(-1), masks.flip(-1)
+        sample = {
+            "image": image,
+            "masks": masks,
+            "instances": torch.nn.functional.pad(order, (0, count - len(order)), value=_NONE),
+            "caption": caption_of(order.tolist(), self.template, self.placeholder),
+            "id": f"{self.name}{'-mirrored' if mirrored else ''}",
+        }
+        if self.prior is not None:
+            files, caption = self.prior
+            file = files[int(torch.randint(len(files), (), generator=generator))]
+            size = self.image.shape[-1]
+            picture, _ = square(to_tensor(load_image(file)), torch.zeros(0, 1, 1), size, "pad")
+            sample |= {"prior_image": picture, "prior_caption": caption, "prior_id": f"prior-{file.name}"}
+        return sample
+
+
+def caption_of(instances: list[int], template: str = "a photo of {}", placeholder: str = "<asset{}>") -> str:
+    """Sentence that names instances in the order given, joined by "and"."""
+    return template.format(" and ".join(placeholder.format(i) for i in instances))
+
+
+class MaskedInstanceDataModule(pl.LightningDataModule):
+    """One folder: ``img.jpg``, ``mask0.png``, ``mask1.png``, …; every step shows it anew.
+
+    Class pictures for prior preservation (Ruiz et al. 2023) lie in ``class_folder``; while there are too few, the
+    module that trains draws the rest with its base, once.
+
+    Args:
+        folder: The picture and its masks.
+        size: Side that the model is trained at, pixels.
+        fit: Make the picture square by cutting where the instances lose least ("crop") or by margins ("pad").
+        batch_size: Samples per step and rank.
+        num_workers: Loader processes; 0 is fine, the picture is read once.
+        template: Caption, with ``{}`` where the tokens go.
+        placeholder: Token, with ``{}`` where the instance's number goes.
+        union_sampling: Name a random number of instances in random order; else a single one.
+        flip: Probability of mirroring picture and masks.
+        class_prompt: Caption of the class pictures, such as "a photo of a chair"; null for no prior preservation.
+        class_folder: Where the class pictures are or will be; by default class/ in ``folder``.
+        class_images: How many there should be.
+        train_length: Samples in a training epoch.
+        seed: Seed of all choices.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        size: int = 512,
+        fit: Literal["crop", "pad"] = "crop",
+        batch_size: int = 1,
+        num_workers: int = 0,
+        template: str = "a photo of {}",
+        placeholder: str = "<asset{}>",
+        union_sampling: bool = True,
+        flip: float = 0.5,
+        class_prompt: str | None = None,
+        class_folder: str | None = None,
+        class_images: int = 100,
+        train_length: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        if template.count("{}") != 1 or placeholder.count("{}") != 1:
+            raise InputError(f"template {template!r} and placeholder {placeholder!r} need one {{}} each")
+        if not 0 <= flip <= 1:
+            raise InputError(f"flip is {flip}; give a probability, 0 to 1")
+        self.folder, self.size, self.fit = Path(folder), size, fit
+        self.batch_size, self.num_workers, self.seed, self.length = batch_size, num_workers, seed, train_length
+        self.template, self.placeholder = template, placeholder
+        self.options: dict[str, Any] = {"union_sampling": union_sampling, "flip": flip, "seed": seed}
+        self.class_prompt, self.class_images = class_prompt, class_images
+        self.class_folder = Path(class_folder).expanduser() if class_folder else self.folder.expanduser() / "class"
+        self._read: tuple[Tensor, Tensor] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read and check the folder.
+
+        Raises:
+            InputError: As `read_instances`, or if cutting the picture square loses an instance.
+        """
+        if self._read is not None:
+            return
+        found = read_instances(self.folder)
+        for warning in found.warnings:
+            log.warning("%s", warning)
+        whole = torch.from_numpy(found.masks)
+        image, masks = square(to_tensor(found.image), whole, self.size, self.fit)
+        if self.fit == "crop":
+            scale = (self.size / min(found.image.size)) ** 2
+            for i, (before, after) in enumerate(zip(whole.flatten(1).sum(1), masks.flatten(1).sum(1), strict=True)):
+                lost = 1 - float(after) / (float(before) * scale)
+                if lost > _CUT or not after:
+                    log.warning("%s: cutting the picture square loses %.0f%% of mask%d.png; fit: pad keeps all of it",
+                                self.folder, 100 * min(max(lost, 0), 1), i)  # fmt: skip
+        gone = next((i for i, m in enumerate(masks) if not m.any()), None)
+        if gone is not None:
+            raise InputError(f"{self.folder}: nothing of mask{gone}.png is left at {self.size} pixels; use fit: pad")
+        self._read = image, masks
+
+    @property
+    def num_instances(self) -> int:
+        """How many masks there are; after `setup`."""
+        return len(self._pixels[1])
+
+    @property
+    def tokens(self) -> list[str]:
+        """The instances' tokens, in the order of their numbers; after `setup`."""
+        return [self.placeholder.format(i) for i in range(self.num_instances)]
+
+    @property
+    def _pixels(self) -> tuple[Tensor, Tensor]:
+        self.setup("fit")
+        assert self._read is not None
+        return self._read
+
+    def dataset(self, training: bool, length: int) -> InstanceDataset:
+        """The samples for training, or the fixed ones for looking at.
+
+        Raises:
+            InputError: If class pictures are asked for and there are none.
+        """
+        image, masks = self._pixels
+        prior = None
+        if training and self.class_prompt is not None:
+            files = class_pictures(self.class_folder)
+            if not files:
+                raise InputError(f"{self.class_folder}: has no class pictures, and class_prompt asks for them")
+            prior = files, self.class_prompt
+        return InstanceDataset(
+            image, masks, self.folder.name or "picture", length, template=self.template, placeholder=self.placeholder,
+            training=training, prior=prior, **self.options,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> ResumableLoader[dict[str, Any]]:
+        """Random sets of instances, in an order that resumes."""
+        return resumable_loader(
+            self.dataset(True, self.length),
+            self.batch_size,
+            self.num_workers,
+            self.seed,
+            processed=partial(processed_batches, self),
+        )
+
+    def val_dataloader(self) -> ResumableLoader[dict[str, Any]]:
+        """The picture with all of its instances, in both orders."""
+        return resumable_loader(self.dataset(False, 2), 2, 0, self.seed, shuffle=False)
+
+    def test_dataloader(self) -> ResumableLoader[dict[str, Any]]:
+        """The same."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> ResumableLoader[dict[str, Any]]:
+        """The same."""
+        return self.val_dataloader()
+
+
+def class_pictures(folder: Path) -> list[Path]:
+    """Pictures of a folder of class pictures, sorted; none if there is no such folder."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
