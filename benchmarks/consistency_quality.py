@@ -7,6 +7,7 @@ Distances to held-out pictures, beside a real-against-real floor and a noise cei
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -130,7 +131,9 @@ def plan(
     return runs
 
 
-def generate(args: argparse.Namespace, pipeline: ConsistencyPipeline, steps: dict, progress: callable) -> torch.Tensor:
+def generate(
+    args: argparse.Namespace, pipeline: ConsistencyPipeline, steps: dict, progress: Callable[[int], None]
+) -> torch.Tensor:
     """Samples as they would be saved: (n,3,S,S) in [-1,1] with 8 bits a channel."""
     made = pipeline(args.n, seed=args.seed, batch_size=args.batch_size, output_type="pt", callback=progress, **steps)
     return (torch.stack(made.images) * 255).round() / 127.5 - 1
