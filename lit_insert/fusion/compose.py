@@ -93,7 +93,7 @@ def fuse(base: Tensor, layers: Sequence[Layer], mode: Overlap = "allow") -> Fuse
 
 def changing_cells(union: Tensor, grow: int = 0) -> Tensor:
     """Cells (G,G) bool that the flow may change: those with something new, and ``grow`` cells around them."""
-    new = (union > 0).numpy().astype(np.uint8)
+    new: np.ndarray = (union > 0).numpy().astype(np.uint8)
     if grow:
         new = cv2.dilate(new, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8))
     return torch.from_numpy(new.astype(bool))
@@ -126,7 +126,7 @@ class Composite:
         cell = self.side // len(self.cells)
         inside = self.cells.numpy().repeat(cell, 0).repeat(cell, 1)
         top, left, tall, wide = self.frame
-        window = inside[top : top + tall, left : left + wide].astype(np.uint8)
+        window: np.ndarray = inside[top : top + tall, left : left + wide].astype(np.uint8)
         window = cv2.resize(window, (width, height), interpolation=cv2.INTER_NEAREST)
         if not window.any():
             return np.zeros((height, width), np.float32)

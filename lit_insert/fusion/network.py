@@ -185,7 +185,7 @@ class DiTDH(ModelMixin, ConfigMixin):
     def initialise(self) -> None:
         """Start as published: all that is added or put out is zero, so that the velocity is 0 everywhere."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight.flatten(1))
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_embedding.weight, std=0.02)
@@ -193,8 +193,8 @@ class DiTDH(ModelMixin, ConfigMixin):
             nn.init.normal_(linear.weight, std=0.02)
         blocks = (*self.encoder_blocks, *self.head_blocks)
         for zero in (*(b.modulation for b in blocks), self.modulation_out, self.proj_out):
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+            for parameter in zero.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
