@@ -1,52 +1,29 @@
-"""A text-to-image pipeline of random weights with a word-level tokenizer; runs in milliseconds."""
+"""A text-to-image model of random weights whose tokenizer knows a few whole words; runs in milliseconds."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel
 
-WORDS = [
-    "a",
-    "an",
-    "the",
-    "photo",
-    "of",
-    "and",
-    "on",
-    "in",
-    "picture",
-    "red",
-    "blue",
-    "green",
-    "circle",
-    "square",
-    "beach",
-    "striped",
-    "left",
-    "right",
-]
-START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+from lit_insert.mifo.sources import TextParts, save_parts
+from lit_insert.pocket.words import word_tokenizer
+
+WORDS = (
+    *("a", "an", "the", "photo", "of", "and", "on", "in", "picture", "red", "blue", "green", "circle", "square"),
+    *("beach", "striped", "left", "right"),
+)
 LENGTH = 16
-
-
-def tokenizer(length=LENGTH):
-    """Words to ids, framed and padded as CLIP's are."""
-    vocab = {w: i for i, w in enumerate([END, START, UNKNOWN, *WORDS])}
-    raw = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
-    raw.normalizer = normalizers.Lowercase()
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, vocab[START]), (END, vocab[END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token=START,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        pad_token=END,
-        model_max_length=length,
-        clean_up_tokenization_spaces=False,
-    )
+SETTINGS = {
+    "num_inference_steps": 4,
+    "guidance_scale": 3.0,
+    "guidance": {
+        "layers": ["mid", "up:8"],
+        "until": 0.5,
+        "iterations": 2,
+        "step_size": [40.0, 20.0],
+        "stop_below": 0.0,
+    },
+    "refinement": {"layers": ["up:8"], "start": 0.5, "every": 0.25, "restarts": 4},
+}
 
 
 def unet(sample_size=16, **config):
@@ -69,7 +46,7 @@ def unet(sample_size=16, **config):
 
 def components(prediction="epsilon", length=LENGTH):
     """What a ``StableDiffusionPipeline`` of 32-pixel pictures is made of."""
-    words = tokenizer(length)
+    words = word_tokenizer(WORDS, length)
     torch.manual_seed(1)
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -79,9 +56,9 @@ def components(prediction="epsilon", length=LENGTH):
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=length,
-            bos_token_id=1,
-            eos_token_id=0,
-            pad_token_id=0,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
         )
     )
     with torch.no_grad():  # CLIP's own start is so small that every word would look alike
@@ -104,3 +81,9 @@ def components(prediction="epsilon", length=LENGTH):
         "unet": unet(),
         "scheduler": scheduler,
     }
+
+
+def write_model(folder, prediction="epsilon", settings=SETTINGS, length=LENGTH):
+    """A model as a folder in the layout of Stable Diffusion; returns its path."""
+    save_parts(TextParts(**components(prediction, length), settings=settings), folder)
+    return folder

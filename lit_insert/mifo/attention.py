@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lit_insert.errors import InputError
+from lit_insert.mifo.attend import attend
 
 Kind = Literal["cross", "self"]
 Place = Literal["down", "mid", "up"]
@@ -124,80 +123,9 @@ def select_layers(unet: UNet2DConditionModel, spots: Sequence[str], kind: Kind =
     return [layer for layer in have if layer in chosen]
 
 
-def attend(
-    attn: Attention,
-    hidden_states: Tensor,
-    encoder_hidden_states: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    temb: Tensor | None = None,
-    *,
-    allowed: Tensor | None = None,
-    record: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """One attention layer, as diffusers' default processor computes it.
-
-    Args:
-        attn: The layer.
-        hidden_states: (B,C,H,W) or (B,queries,C).
-        encoder_hidden_states: Context (B,keys,C); by default the hidden states themselves.
-        attention_mask: diffusers' additive mask.
-        temb: Time embedding, for a spatial norm.
-        allowed: Boolean (B or 1, queries, keys): which keys a query may see; each row has at least one.
-        record: Gets the probabilities, averaged over heads, (B,queries,keys), with their gradient. Without it they
-            are never held in memory at once.
-    """
-    residual = hidden_states
-    if attn.spatial_norm is not None:
-        hidden_states = attn.spatial_norm(hidden_states, temb)
-    shape = hidden_states.shape
-    if len(shape) == 4:
-        hidden_states = hidden_states.flatten(2).transpose(1, 2)
-    context = encoder_hidden_states
-    batch, keys, _ = (hidden_states if context is None else context).shape
-    mask = attn.prepare_attention_mask(attention_mask, keys, batch)
-    if mask is not None:
-        mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
-    if attn.group_norm is not None:
-        hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-    query = attn.to_q(hidden_states)
-    if context is None:
-        context = hidden_states
-    elif attn.norm_cross:
-        context = attn.norm_encoder_hidden_states(context)
-    query, key, value = (
-        x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, attn.to_k(context), attn.to_v(context))
-    )
-    query = query if attn.norm_q is None else attn.norm_q(query)
-    key = key if attn.norm_k is None else attn.norm_k(key)
-    if allowed is not None:
-        allowed = allowed[:, None]
-        mask = allowed if mask is None else mask.masked_fill(~allowed, float("-inf"))
-    if record is None:
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attn.scale)
-    else:
-        probabilities = _probabilities(attn, query, key, mask)
-        record(probabilities.mean(1))
-        output = probabilities @ value
-    output = output.transpose(1, 2).flatten(2).to(query.dtype)
-    output = attn.to_out[1](attn.to_out[0](output))
-    if len(shape) == 4:
-        output = output.transpose(-1, -2).reshape(shape)
-    if attn.residual_connection:
-        output = output + residual
-    return output / attn.rescale_output_factor
-
-
-def _probabilities(attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,heads,queries,keys); in float32 inside where the layer asks for it."""
-    dtype = query.dtype
-    if attn.upcast_attention:
-        query, key = query.float(), key.float()
-    scores = query @ key.transpose(-1, -2) * attn.scale
-    if attn.upcast_softmax:
-        scores = scores.float()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).to(dtype)
+def heads_of(unet: UNet2DConditionModel, layer: LayerName) -> int:
+    """Number of attention heads of a layer."""
+    return int(unet.get_submodule(layer.path.removesuffix(".processor")).heads)  # type: ignore[arg-type]
 
 
 class LayerProcessor:
@@ -250,12 +178,14 @@ class AttentionRecorder:
     Attributes:
         maps: Layer to its probabilities averaged over heads, (B,h·w,keys), in the layer's precision.
         sizes: Layer to (h,w) of these.
+        rows: Batch size of the latest forward.
     """
 
     def __init__(self, layers: Sequence[LayerName]) -> None:
         self.layers = tuple(layers)
         self.maps: dict[LayerName, Tensor] = {}
         self.sizes: dict[LayerName, tuple[int, int]] = {}
+        self.rows = 0
         self._latent: tuple[int, int] = (0, 0)
         self._undo: Callable[[], None] | None = None
 
@@ -342,5 +272,5 @@ class AttentionRecorder:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample: Tensor = args[0] if args else kwargs["sample"]
-        self._latent = sample.shape[-2], sample.shape[-1]
+        self.rows, self._latent = len(sample), (sample.shape[-2], sample.shape[-1])
         self.clear()
