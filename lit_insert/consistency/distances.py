@@ -5,10 +5,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lit_insert.errors import InputError
+from lit_insert.metrics.perceptual import Lpips as Lpips
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two (B,C,H,W) -> (B,)
 NAMES = ("l1", "l2", "l2-32", "pseudo_huber", "lpips")
@@ -42,34 +43,6 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float | None = None) -> Tensor:
     c = HUBER_C * math.sqrt(a[0].numel()) if c is None else c
     # The root's slope at 0 is infinite; c = 0 needs a floor that no real difference falls below.
     return (square + max(c * c, torch.finfo(square.dtype).tiny)).sqrt() - c
-
-
-class Lpips(nn.Module):
-    """Perceptual distance of a frozen VGG (Zhang et al. 2018), through torchmetrics; (B,).
-
-    Pictures below 224 pixels are enlarged to that. Fetches torchvision's VGG weights on first use.
-
-    Raises:
-        InputError: If the weights cannot be had.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        from torchmetrics.functional.image.lpips import _LPIPS
-
-        try:
-            self.net = _LPIPS(pretrained=True, net="vgg").eval().requires_grad_(False)
-        except (OSError, ImportError, RuntimeError) as error:
-            raise InputError(
-                f"distance lpips needs torchvision's VGG-16 weights, which cannot be had here ({error}); put "
-                "vgg16-397923af.pth into torch.hub's checkpoints folder, or choose pseudo_huber"
-            ) from error
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance of two batches (B,3,H,W) in [-1,1]."""
-        if min(a.shape[-2:]) < 224:
-            a, b = (F.interpolate(x, size=(224, 224), mode="bilinear") for x in (a, b))
-        return self.net(a, b).flatten()
 
 
 def distance_by_name(name: str, huber_c: float | None = None) -> Distance:

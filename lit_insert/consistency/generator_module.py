@@ -13,9 +13,9 @@ from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import build_unet, checked_labels, copy_all_but_classes
 from lit_insert.consistency.sources import ModelFacts, save_folder
 from lit_insert.consistency.start import CHECKPOINT_KEY, Start, checkpoint_entry, load_start, scheduler_for
-from lit_insert.diffusion.noise import Draws, step_generator
+from lit_insert.diffusion.noise import Draws
 from lit_insert.errors import InputError
-from lit_insert.training.base import BaseModule, batch_length
+from lit_insert.training.shared import SharedDraws
 
 _USE = (
     "from lit_insert import ConsistencyPipeline",
@@ -32,11 +32,8 @@ _TITLES = {
 }
 
 
-class GeneratorModule(BaseModule):
+class GeneratorModule(SharedDraws):
     """What teachers and consistency models share: the network, classes, noise, export.
-
-    The random numbers of a batch are those of the whole global batch, of which each rank takes its part, so that the
-    number of processes does not change them; only dropout differs from rank to rank.
 
     Args:
         network: Arguments of `build_unet`; null takes the network of ``init``.
@@ -102,16 +99,7 @@ class GeneratorModule(BaseModule):
             for net in (m for m in self.children() if isinstance(m, UNet2DModel)):
                 net.compile()
 
-    # Random numbers and labels
-
-    def _generator(self, number: int) -> torch.Generator:
-        super()._generator(number)  # dropout: by rank
-        return step_generator(self.noise_seed, 0, number, self.device)
-
-    def draws(self, batch: Mapping[str, Any], generator: torch.Generator) -> Draws:
-        """Random numbers for a batch of this rank."""
-        world = self.trainer.world_size if self._trainer is not None else 1
-        return Draws(generator, batch_length(batch["image"]), self.global_rank, world)
+    # Labels
 
     def setup(self, stage: str) -> None:
         """Compare the classes of data and model, so that no step has to look at labels on the accelerator.

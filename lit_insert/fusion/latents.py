@@ -1,6 +1,7 @@
 """Pictures to feature maps and back by a representation autoencoder, and the statistics that normalise the maps."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 from diffusers import AutoencoderRAE
 from torch import Tensor, nn
 from torchmetrics import Metric
+from transformers import Dinov2WithRegistersModel, ViTMAEModel
 
 from lit_insert.artifacts.hub import pull_model
 from lit_insert.artifacts.resolve import INDEX, resolve_model
-from lit_insert.artifacts.weights import load_component
+from lit_insert.artifacts.weights import load_component, load_onto
 from lit_insert.errors import InputError
 
 POCKET = "fusion"
 PART = "autoencoder"
+_ENCODERS = {"dinov2": Dinov2WithRegistersModel, "mae": ViTMAEModel}
 
 
 class LatentSpace(nn.Module):
@@ -128,6 +131,46 @@ def load_autoencoder(source: str | Path, dtype: torch.dtype = torch.float32) -> 
         config = AutoencoderRAE.load_config(home / part)
         check_encoder(str(config.get("encoder_type", "dinov2"))) if isinstance(config, dict) else None
     return load_component(AutoencoderRAE, home, part, dtype=dtype)
+
+
+def start_autoencoder(given: Mapping[str, Any] | None, init: str | None, encoder: str | None) -> AutoencoderRAE:
+    """The autoencoder that a training starts from.
+
+    Args:
+        given: diffusers' arguments; None takes those of ``init``.
+        init: Where its weights are, see `load_autoencoder`; None for random ones.
+        encoder: Folder or hub id of a pretrained encoder that takes the place of its own.
+
+    Raises:
+        InputError: If there are both or neither of ``given`` and ``init``, or something does not fit.
+    """
+    if (given is None) == (init is None):
+        raise InputError("give autoencoder (arguments) or init (weights), one of them")
+    if init is not None:
+        model = load_autoencoder(init)
+    else:
+        check_encoder(str((given or {}).get("encoder_type", "dinov2")))
+        channels = int((given or {}).get("encoder_hidden_size", 768))
+        column = {"latents_mean": [[[0.0]]] * channels, "latents_std": [[[1.0]]] * channels}
+        try:
+            model = AutoencoderRAE(**{**column, **(given or {})})
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise InputError(f"autoencoder: {error}") from error
+    if encoder is not None:
+        found = resolve_model(encoder)
+        folder = pull_model(found.location) if found.kind == "hub" else found.path.resolve()
+        pretrained = load_component(_ENCODERS[model.config["encoder_type"]], folder.parent, folder.name)
+        # The last norm's scale and shift are left out, as in all autoencoders of this kind.
+        weights = {k: v for k, v in pretrained.state_dict().items() if not k.startswith("layernorm.")}
+        load_onto(model.encoder, weights, encoder, need=set(model.encoder.state_dict()))
+    return model
+
+
+def thaw(encoder: nn.Module) -> None:
+    """Let an encoder learn, but for what its forward pass does not use and for fixed tables."""
+    for name, parameter in encoder.named_parameters():
+        fixed = name.endswith("mask_token") or (isinstance(encoder, ViTMAEModel) and "position_embeddings" in name)
+        parameter.requires_grad_(not fixed)
 
 
 class LatentStatistics(Metric):
