@@ -99,8 +99,13 @@ def save_folder(
         **kwargs: diffusers', such as ``variant``.
     """
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, **kwargs)
-    index = read_json(folder / INDEX)
-    (folder / INDEX).write_text(json.dumps({**index, **facts.changed()}, indent=2) + "\n", encoding="utf-8")
+    config = folder / "unet" / "config.json"
+    _write_json(config, {k: v for k, v in read_json(config).items() if k != "_name_or_path"})  # a path of this machine
+    _write_json(folder / INDEX, {**read_json(folder / INDEX), **facts.changed()})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def test_round_trip_with_facts(tmp_path, labelled):
     assert loaded.levels(1) == [80.0]
     assert torch.equal(stack(loaded(2, 2, seed=0, output_type="pt")), stack(labelled(2, 2, seed=0, output_type="pt")))
     assert json.loads((tmp_path / "m/model_index.json").read_text())["_class_name"] == "ConsistencyModelPipeline"
+    loaded.save_pretrained(tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "unet" / "config.json").read_text()  # diffusers notes the origin
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
