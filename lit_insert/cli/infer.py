@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mask": ("lit_insert.cli.mask", "find the people of photos (or what the model was trained on): masks, cut-outs"),
     "replace": ("lit_insert.cli.replace", "put another person in the place of the one in a photo"),
     "generate": ("lit_insert.cli.generate", "make pictures from noise in one to a few steps, or many with a teacher"),
+    "segment": ("lit_insert.cli.segment", "find the things of a prompt in pictures, and which became which"),
     "edit": ("lit_insert.cli.edit", "fill holes, colour, enlarge, restyle or blend pictures with the same model"),
 }
 

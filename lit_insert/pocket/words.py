@@ -42,7 +42,7 @@ def word_tokenizer(words: Sequence[str] = WORDS, max_length: int = 32) -> CLIPTo
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         pieces = [_merge(parts, best) for parts in pieces]
-    letters = list(_byte_letters())
+    letters = list(byte_letters())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), _START, _END]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
@@ -58,7 +58,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The 256 letters that byte-level tokenizers write bytes as: printable ones as themselves, others from 256 on."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))

@@ -37,7 +37,7 @@ def model_folder(source: str | Path, *, default_pocket: str, ungated: Sequence[s
     if found.kind == "folder":
         return found.path
     try:
-        return pull_model(found.location, **hub)
+        return pull_model(found.location, also=("*.jinja",), **hub)  # chat templates
     except InputError as error:
         page = f"https://huggingface.co/{found.location}"
         other = " or ".join(ungated)
