@@ -1,49 +1,13 @@
-"""Text-to-image models in parts: loading them, prompts as states, one noising step, and drawing."""
+"""Text-to-image models: prompts as states, one noising step, and drawing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel
 
-from lit_insert.diffusion.frozen import load_part, resolve_base
 from lit_insert.errors import InputError
-
-
-@dataclass
-class TextParts:
-    """Components of a Stable Diffusion, under the names that diffusers' pipeline has for them."""
-
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: Any
-    unet: UNet2DConditionModel
-    scheduler: DDIMScheduler
-
-
-def load_text_parts(base: str) -> TextParts:
-    """Load a Stable Diffusion 1.x or 2.x in float32, frozen and in eval mode.
-
-    Args:
-        base: Folder or hub id in the diffusers layout, or a pocket name such as "pocket:text".
-
-    Raises:
-        InputError: If a part is missing or unreadable, or the UNet takes more than the noisy latent.
-    """
-    where = resolve_base(base)
-    unet = load_part(UNet2DConditionModel, where, "unet")
-    if unet.config["in_channels"] != unet.config["out_channels"]:
-        raise InputError(f"{base}: its UNet takes more than a noisy latent; give a plain text-to-image model")
-    return TextParts(
-        vae=load_part(AutoencoderKL, where, "vae").eval().requires_grad_(False),
-        text_encoder=load_part(CLIPTextModel, where, "text_encoder").eval().requires_grad_(False),
-        tokenizer=load_part(AutoTokenizer, where, "tokenizer"),  # type: ignore[type-var]
-        unet=unet.eval().requires_grad_(False),
-        scheduler=load_part(DDIMScheduler, where, "scheduler"),
-    )
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> Tensor:
@@ -120,7 +84,7 @@ def draw_prompts(
     """Pictures (B,3,H,W) in [-1,1] of prompts, by DDIM with classifier-free guidance: for a look while training.
 
     Args:
-        parts: Has the components of `TextParts`.
+        parts: Has ``vae``, ``text_encoder``, ``tokenizer``, ``unet`` and ``scheduler``.
         prompts: B sentences.
         generator: Source of the starting noise, on the UNet's device.
         num_inference_steps: Denoising steps.
