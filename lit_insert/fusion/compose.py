@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lit_insert.blending import blend
 from lit_insert.errors import InputError
+from lit_insert.fusion.choices import OVERLAPS, Overlap
 from lit_insert.letterbox import Frame, restore
 
-Overlap = Literal["allow", "no_overwrite", "alpha"]
-OVERLAPS = ("allow", "no_overwrite", "alpha")
 TAKEN = 0.2  # an object's weight above which a cell counts as taken
 
 

@@ -1,6 +1,7 @@
 """Pictures to feature maps and back by a representation autoencoder, and the statistics that normalise the maps."""
 
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torchmetrics import Metric
 from transformers import Dinov2WithRegistersModel, ViTMAEModel
 
 from lit_insert.artifacts.hub import pull_model
-from lit_insert.artifacts.resolve import INDEX, resolve_model
+from lit_insert.artifacts.resolve import CONFIG, INDEX, resolve_model
 from lit_insert.artifacts.weights import load_component, load_onto
 from lit_insert.errors import InputError
 
@@ -127,9 +128,10 @@ def load_autoencoder(source: str | Path, dtype: torch.dtype = torch.float32) -> 
     folder = pull_model(found.location) if found.kind == "hub" else found.path
     inside = (folder / INDEX).is_file()
     home, part = (folder, PART) if inside else (folder.resolve().parent, folder.resolve().name)
-    with contextlib.suppress(InputError):  # the loader says what is missing
-        config = AutoencoderRAE.load_config(home / part)
-        check_encoder(str(config.get("encoder_type", "dinov2"))) if isinstance(config, dict) else None
+    kind = "dinov2"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # the loader says what is missing
+        kind = json.loads((home / part / CONFIG).read_text(encoding="utf-8"))["encoder_type"]
+    check_encoder(kind)
     return load_component(AutoencoderRAE, home, part, dtype=dtype)
 
 

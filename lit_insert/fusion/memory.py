@@ -21,7 +21,7 @@ class Lazy(Generic[Part]):
     """
 
     def __init__(self, load: Callable[[], Part] | None, value: Part | None = None) -> None:
-        self.load, self.value = load, value
+        self.load, self.value, self.keep = load, value, False
 
     def __call__(self, device: torch.device) -> Part:
         """The model, on a device."""
@@ -34,7 +34,9 @@ class Lazy(Generic[Part]):
         return self.value
 
     def free(self) -> None:
-        """Let go of it, if it can be loaded again; else bring it back to the CPU."""
+        """Let go of it, if it can be loaded again; else bring it back to the CPU. Not if ``keep`` is set."""
+        if self.keep:
+            return
         if self.load is not None:
             self.value = None
         elif isinstance(self.value, nn.Module):

@@ -6,14 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from lit_insert.errors import InputError
-from lit_insert.fusion.compose import OVERLAPS, Overlap
-from lit_insert.fusion.placement import check_area
-from lit_insert.fusion.scaling import BACKDROPS, Backdrop
-
-Scaling = Literal["pixel", "latent"]
+from lit_insert.fusion.choices import BACKDROPS, OVERLAPS, SCALINGS, Backdrop, Overlap, Scaling, check_area
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class FusionObject:
         path: Its picture: a file, a PIL picture or a tensor.
         text: What it is, in words; cuts it out of its picture, unless the picture has alpha or there is a mask.
         mask: White where it is: a file, a PIL picture or an array (H,W) in [0,1].
-        target_area: Where it may go, see `lit_insert.fusion.placement.AREAS`. None: "anywhere" with a
+        target_area: Where it may go, see `lit_insert.fusion.choices.AREAS`. None: "anywhere" with a
             ``location_prompt``, else "center".
         location_prompt: Where it goes, in words.
         base_scale: Its size, times the settings' ``global_scale``: longer side over the scene's.
@@ -191,7 +187,7 @@ class FusionSettings:
     def __post_init__(self) -> None:
         _within("global_scale", self.global_scale, 0.01, 4.0)
         _within("threshold", self.threshold, 0.0, 0.999)
-        for name, known in (("overlap_mode", OVERLAPS), ("scaling", get_args(Scaling)), ("backdrop", BACKDROPS)):
+        for name, known in (("overlap_mode", OVERLAPS), ("scaling", SCALINGS), ("backdrop", BACKDROPS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} {getattr(self, name)!r}: unknown; give {', '.join(known)}")
         for name in ("feather", "grow"):

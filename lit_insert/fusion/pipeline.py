@@ -112,6 +112,13 @@ class FusionPipeline:
         chosen = segmenter or ("pocket" if str(source).startswith("pocket") else "clipseg")
         return cls(*parts, chosen, segmenter_source, clip_model, dtype)
 
+    def keep_loaded(self, keep: bool = True) -> Self:
+        """Keep models between calls, for many scenes where there is memory for all of them; returns the pipeline."""
+        for part in (self._space, self._transformer, self._guide, self._segmenter, self._scorer):
+            if part is not None:
+                part.keep = keep
+        return self
+
     def to(self, device: torch.device | str) -> Self:
         """Choose where models run; returns the pipeline.
 

@@ -14,14 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_insert.errors import InputError
+from lit_insert.fusion.choices import AREAS, check_area
 from lit_insert.letterbox import Frame
 
-# Area -> which part of the rows and of the columns.
-AREAS: dict[str, tuple[str, str]] = {
-    f"{row}_{column}" if row and column else row or column or "anywhere": (row or "any", column or "any")
-    for row in ("top", "bottom", "")
-    for column in ("left", "right", "")
-} | {"center": ("middle", "middle")}
 _START, _END = ("top", "left"), ("bottom", "right")
 LEAST_HEAT = 0.05
 
@@ -52,17 +47,6 @@ class Placement(NamedTuple):
     window: Window
     overlap: int
     score: float
-
-
-def check_area(name: str) -> str:
-    """A known area's name.
-
-    Raises:
-        InputError: If there is none of this name.
-    """
-    if name not in AREAS:
-        raise InputError(f"target_area {name!r}: unknown; give one of {', '.join(AREAS)}")
-    return name
 
 
 def whole_cells(frame: Frame, cell: float) -> Window:

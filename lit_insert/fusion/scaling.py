@@ -1,7 +1,6 @@
 """Objects cut out, brought to size in pixels (M1) or in features (M2), and how opaque they are in the feature map."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,10 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from lit_insert.errors import InputError
+from lit_insert.fusion.choices import Backdrop
 from lit_insert.letterbox import Frame, letterbox
-
-Backdrop = Literal["scene", "mean", "edge", "black"]
-BACKDROPS = ("scene", "mean", "edge", "black")
 
 
 @dataclass(frozen=True)

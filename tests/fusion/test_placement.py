@@ -4,8 +4,8 @@ import torch
 from tiny_fusion import seeded
 
 from lit_insert.errors import InputError
+from lit_insert.fusion.choices import AREAS
 from lit_insert.fusion.placement import (
-    AREAS,
     Window,
     adaptive_scale,
     candidates,
