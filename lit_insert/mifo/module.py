@@ -142,6 +142,11 @@ class MifoModule(BaseModule):
         """The rows that the new words have."""
         return self.text_encoder.get_input_embeddings()
 
+    @property
+    def rows_name(self) -> str:
+        """Their name as a parameter."""
+        return next(name for name, p in self.named_parameters() if p is self.rows.rows)
+
     # Phases
 
     @property
@@ -197,9 +202,8 @@ class MifoModule(BaseModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The rows, and in the second phase what of the UNet and the text encoder trains."""
-        rows = f"text_encoder.{next(n for n, p in self.text_encoder.named_parameters() if p is self.rows.rows)}"
         parts = [part for part in ("text_encoder", "unet") if any(n.startswith(f"{part}.") for n in self.tuned)]
-        groups = named_groups(self, dict.fromkeys([rows, *(parts if self.phase == 2 else [])], 1.0))
+        groups = named_groups(self, dict.fromkeys([self.rows_name, *(parts if self.phase == 2 else [])], 1.0))
         groups[0] |= {"name": "tokens"} | ({} if self.decay_tokens else {"weight_decay": 0.0})
         return groups
 
@@ -313,6 +317,7 @@ class MifoModule(BaseModule):
         Raises:
             InputError: If nothing has been learned.
         """
-        learned = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        learned |= {name: b for name, b in self.named_buffers() if name.endswith(".used")}
+        names = [self.rows_name, *(self.tuned if self.phase == 2 else [])]
+        learned = {name: self.get_parameter(name).detach() for name in names}
+        learned |= {name: value for name, value in self.named_buffers() if name.endswith(".used")}
         artifact_of(learned, self.hparams).save(folder)

@@ -202,6 +202,27 @@ def test_looking_costs_no_state_and_shows_every_token(base, folder, tmp_path):
     assert drawn.global_step == 2
 
 
+class Keep(pl.Callback):
+    """Saves each rank's weights at the end."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, trainer, net):
+        torch.save({n: p.detach() for n, p in net.named_parameters()}, self.folder / f"{trainer.global_rank}.pt")
+
+
+def test_ranks_stay_together_across_the_switch(base, folder, tmp_path):
+    net = module(base, token_steps=1, optimizer=lambda g: torch.optim.SGD(g, lr=0.1))
+    start = {n: p.detach().clone() for n, p in net.named_parameters()}
+    parallel = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    fit(net, data(folder), tmp_path, 3, callbacks=[Keep(tmp_path)], **parallel)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    moved = {n for n, v in first.items() if not torch.equal(v, start[n])}
+    assert {"unet.conv_in.weight", "text_encoder.embeddings.token_embedding.rows"} <= moved
+
+
 def test_mistakes_are_told(base, folder, tmp_path):
     with pytest.raises(InputError, match=r"ema\.decay must be 0"):
         fit(module(base), data(folder), tmp_path, 1, callbacks=[EMA(0.9)])
