@@ -14,6 +14,9 @@ _PUBLIC = {
     "EDMModule": "lit_insert.consistency.module",
     "EmbeddingOptimizer": "lit_insert.embedding_optimizer.network",
     "EmbeddingOptimizerModule": "lit_insert.embedding_optimizer.module",
+    "FusionObject": "lit_insert.fusion.objects",
+    "FusionPipeline": "lit_insert.fusion.pipeline",
+    "FusionSettings": "lit_insert.fusion.objects",
     "InsertPipeline": "lit_insert.embedding_optimizer.pipeline",
     "MaskPipeline": "lit_insert.mask_decoder.pipeline",
     "MessiDataModule": "lit_insert.data.messi",
@@ -21,6 +24,7 @@ _PUBLIC = {
     "PipeTripletDataModule": "lit_insert.data.pipe",
     "ReplacePipeline": "lit_insert.replace.pipeline",
     "ScenesDataModule": "lit_insert.data.scenes",
+    "SynthesisPipeline": "lit_insert.mifo.pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]
 
@@ -35,7 +39,11 @@ if TYPE_CHECKING:
     from lit_insert.embedding_optimizer.module import EmbeddingOptimizerModule as EmbeddingOptimizerModule
     from lit_insert.embedding_optimizer.network import EmbeddingOptimizer as EmbeddingOptimizer
     from lit_insert.embedding_optimizer.pipeline import InsertPipeline as InsertPipeline
+    from lit_insert.fusion.objects import FusionObject as FusionObject
+    from lit_insert.fusion.objects import FusionSettings as FusionSettings
+    from lit_insert.fusion.pipeline import FusionPipeline as FusionPipeline
     from lit_insert.mask_decoder.pipeline import MaskPipeline as MaskPipeline
+    from lit_insert.mifo.pipeline import SynthesisPipeline as SynthesisPipeline
     from lit_insert.replace.pipeline import ReplacePipeline as ReplacePipeline
 
 

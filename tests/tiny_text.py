@@ -72,7 +72,12 @@ def components(prediction="epsilon", length=LENGTH):
         layers_per_block=1,
     )
     scheduler = DDIMScheduler(
-        1000, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction, beta_schedule="scaled_linear"
+        1000,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
     )
     return {
         "vae": vae.eval(),

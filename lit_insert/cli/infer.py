@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("lit_insert.cli.generate", "make pictures from noise in one to a few steps, or many with a teacher"),
     "segment": ("lit_insert.cli.segment", "find the things of a prompt in pictures, and which became which"),
     "edit": ("lit_insert.cli.edit", "fill holes, colour, enlarge, restyle or blend pictures with the same model"),
+    "synthesize": ("lit_insert.cli.synthesize", "draw a prompt, with each of its things in its own box"),
+    "fuse": ("lit_insert.cli.fuse", "put objects where words say, in feature space, and make them look natural"),
 }
 
 

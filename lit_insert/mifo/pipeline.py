@@ -149,10 +149,10 @@ class SynthesisPipeline:
             found = make_boxes(named)
         else:
             found = make_boxes(boxes, prompt)
+            if not found:
+                raise InputError("there are no boxes; leave them out altogether to draw without")
             check_placeholders(prompt, self.parts.tokenizer)
             check_subjects(found, prompt)
-        if not found:
-            raise InputError("there are no boxes; leave them out altogether to draw without")
         subjects = [box.subject for box in found]
         return found, find_tokens(prompt, subjects, self.parts.tokenizer, positions=subject_token_indices)
 
