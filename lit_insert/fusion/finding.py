@@ -9,6 +9,7 @@ from PIL import Image
 
 from lit_insert.errors import InputError
 from lit_insert.fusion.objects import FusionObject, FusionSettings
+from lit_insert.fusion.relations import Location, beside, parse_location
 from lit_insert.fusion.scaling import CutOut, cut_out
 from lit_insert.images import as_pictures, flatten_alpha
 from lit_insert.segmenters.base import Segmenter
@@ -20,11 +21,13 @@ class Found:
 
     Attributes:
         cut: The object.
-        heat: (H,W) of the scene's size, where its phrase is; None without a phrase.
+        heat: (H,W) of the scene's size, where its phrase points; None where no thing of the scene is named.
+        area: Where it may go.
     """
 
     cut: CutOut
     heat: np.ndarray | None = None
+    area: str = "anywhere"
 
 
 def find_objects(
@@ -33,8 +36,8 @@ def find_objects(
     objects: Sequence[FusionObject],
     settings: FusionSettings,
     segmenter: Callable[[], Segmenter],
-) -> list[Found]:
-    """Cut the objects out and look for their phrases in the scene.
+) -> tuple[list[Found], np.ndarray | None]:
+    """Cut the objects out and look for their phrases, and for what is to be kept free, in the scene.
 
     Args:
         scene: The scene.
@@ -43,18 +46,30 @@ def find_objects(
         settings: How.
         segmenter: Gives the segmenter; called only if it is needed.
 
+    Returns:
+        What was found for each object; and (H,W) bool, where nothing may go, or None.
+
     Raises:
         InputError: If an object cannot be told from its picture, or nothing of it is found.
     """
-    found = [Found(_cut(thing, settings, segmenter)) for thing in objects]
-    phrases = {i: thing.phrase for i, thing in enumerate(objects) if thing.phrase}
-    if phrases:
-        model = segmenter()
-        features = model.encode(flatten_alpha(scene), name=Path(path).stem or None)
-        heats = model.heatmaps(features, list(phrases.values())).float().clamp(0, 1).numpy()
-        for i, heat in zip(phrases, heats, strict=True):
-            found[i].heat = heat
-    return found
+    found = [Found(_cut(thing, settings, segmenter), area=thing.area) for thing in objects]
+    told = [parse_location(thing.phrase) if thing.phrase else Location() for thing in objects]
+    for one, thing, location in zip(found, objects, told, strict=True):
+        if location.area is not None and thing.target_area is None:
+            one.area = location.area
+    asked = list(dict.fromkeys(word for word in (*(t.thing for t in told), *settings.avoid) if word))
+    if not asked:
+        return found, None
+    model = segmenter()
+    features = model.encode(flatten_alpha(scene), name=Path(path).stem or None)
+    heats = dict(zip(asked, model.heatmaps(features, asked).float().clamp(0, 1).numpy(), strict=True))
+    for one, location in zip(found, told, strict=True):
+        if location.thing is not None:
+            one.heat = beside(heats[location.thing], location.relation)
+    # A thing that something goes beside is no free place either.
+    taken = [heats[w] for w in settings.avoid]
+    taken += [heats[t.thing] for t in told if t.thing and t.relation != "on"]
+    return found, np.max(taken, axis=0) > settings.threshold if taken else None
 
 
 def _cut(thing: FusionObject, settings: FusionSettings, segmenter: Callable[[], Segmenter]) -> CutOut:

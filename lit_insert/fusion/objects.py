@@ -22,7 +22,8 @@ class FusionObject:
         mask: White where it is: a file, a PIL picture or an array (H,W) in [0,1].
         target_area: Where it may go, see `lit_insert.fusion.choices.AREAS`. None: "anywhere" with a
             ``location_prompt``, else "center".
-        location_prompt: Where it goes, in words.
+        location_prompt: Where it goes, in words: "on the flower", "right of the blue ring", "bottom left"; see
+            `lit_insert.fusion.relations.parse_location`.
         base_scale: Its size, times the settings' ``global_scale``: longer side over the scene's.
         use_smart: Follow ``location_prompt``; if not, only ``target_area`` counts.
         z_order: Objects of lower order are painted first.
@@ -172,6 +173,7 @@ class FusionSettings:
         feather: Cells outside an object over which its weight in the feature map falls.
         grow: Cells around what is new that the flow may change too.
         threshold: A pixel is the object's where the segmenter is surer than this.
+        avoid: Words for what nothing should cover, such as ("person",).
         rerank: Try several windows and keep the one whose picture a CLIP model likes best.
     """
 
@@ -182,6 +184,7 @@ class FusionSettings:
     feather: int = 1
     grow: int = 0
     threshold: float = 0.3
+    avoid: tuple[str, ...] = ()
     rerank: bool = False
 
     def __post_init__(self) -> None:

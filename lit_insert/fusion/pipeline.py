@@ -178,13 +178,13 @@ class FusionPipeline:
         picture = as_pictures(base_image, str(base_image) if isinstance(base_image, str) else "base_image", alpha=True)
         path = str(base_image) if isinstance(base_image, str | Path) else ""
         with memory.stage("segment"):
-            found = find_objects(picture[0], path, objects, how, lambda: self._segmenter(self.device))
+            found, keep_free = find_objects(picture[0], path, objects, how, lambda: self._segmenter(self.device))
             self._segmenter.free()
         with memory.stage("place"):
             space = self._space(self.device)
             scene = Scene.of(picture[0], space)
             scorer = self._scorer(self.device) if how.rerank else None
-            placer = Placer(space, scene, how, seed, scorer, self.device)
+            placer = Placer(space, scene, how, seed, scorer, self.device, keep_free)
             base, fused, pixels = placer.run(objects, found)
             self._space.free()
             self._scorer.free()

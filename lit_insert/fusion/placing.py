@@ -109,6 +109,7 @@ class Placer:
         seed: Of the windows that are tried when reranking.
         scorer: Judges a picture (3,P,P) in [0,1] by words; needed for reranking.
         device: Where to compute.
+        keep_free: (H,W) bool of the scene's size, where nothing should go.
         notes: What the user may want to know.
         placements: Where each object went.
     """
@@ -119,11 +120,15 @@ class Placer:
     seed: int = 0
     scorer: Scorer | None = None
     device: torch.device | str = "cpu"
+    keep_free: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     placements: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._canvas = self.scene.canvas
+        self._kept_free: np.ndarray = np.zeros((self.space.grid, self.space.grid), bool)
+        if self.keep_free is not None:
+            self._kept_free = self._on_grid(self.keep_free.astype(np.float32)) > TAKEN
 
     def encode(self, canvas: Tensor) -> Tensor:
         """Features (C,G,G) of a canvas, on the CPU."""
@@ -152,12 +157,12 @@ class Placer:
         heat = None if found.heat is None else self._on_grid(found.heat)
         if heat is not None and heat.max() < where.LEAST_HEAT:
             self.notes.append(f"{thing.name}: no {thing.phrase!r} was found in the scene; placed by its area alone")
-        occupied = (fused.occupied > TAKEN).numpy()
+        occupied = (fused.occupied > TAKEN).numpy() | self._kept_free
         sizes = [self._sized(found.cut, scale, fused.features) for scale in self._scales(thing, found)]
-        first = [where.place(s.core, thing.area, self.scene.valid, heat=heat, occupied=occupied) for s in sizes]
+        first = [where.place(s.core, found.area, self.scene.valid, heat=heat, occupied=occupied) for s in sizes]
         chosen, window, scores = sizes[0], first[0].window, list[float]()
         if self.settings.rerank:
-            chosen, window, scores = self._rerank(fused, thing, sizes, first, number)
+            chosen, window, scores = self._rerank(fused, thing, found.area, sizes, first, number)
         placed = chosen.place(window)
         self._canvas = placed.canvas
         layer = self._layer(chosen, window, placed.features, thing.alpha)
@@ -242,7 +247,13 @@ class Placer:
         return Sized(scale, core, place)
 
     def _rerank(
-        self, fused: Fused, thing: FusionObject, sizes: Sequence[Sized], first: Sequence[Placement], number: int
+        self,
+        fused: Fused,
+        thing: FusionObject,
+        area: str,
+        sizes: Sequence[Sized],
+        first: Sequence[Placement],
+        number: int,
     ) -> tuple[Sized, Window, list[float]]:
         if self.scorer is None:
             raise InputError("rerank: needs a CLIP model; give one")
@@ -252,7 +263,7 @@ class Placer:
         for sized, begun in zip(sizes, first, strict=True):
             near = where.candidates(
                 begun.window,
-                thing.area,
+                area,
                 self.scene.valid,
                 generator,
                 count=thing.num_candidates,

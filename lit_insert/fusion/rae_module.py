@@ -182,7 +182,7 @@ class RAEDecoderModule(SharedDraws):
         pictures = (batch["image"].float() + 1) / 2
         features = self._noisy(self.encode(pictures), draws)
         shown = [draw_augmentation(draws).to(pictures.device) for _ in range(3)]
-        ours, theirs = self.optimizers()  # type: ignore[misc]
+        ours, theirs = self.optimizers()  # type: ignore[misc, attr-defined]
         step = self.global_step
         against, learns = step >= how.generator_from, step >= how.discriminator_from
         size = self.micro_batch_size or len(pictures)

@@ -10,7 +10,9 @@ from lit_insert.fusion.objects import FusionObject, FusionSettings
 from lit_insert.fusion.pipeline import FusionPipeline
 from lit_insert.fusion.sampling import job_noise
 
-EVERYWHERE = Oracle(thing=lambda y, x: ((y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.1).float(), right=lambda y, x: x**4 + 0 * y)
+EVERYWHERE = Oracle(
+    thing=lambda y, x: ((y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.1).float(), the_wall=lambda y, x: x**4 + 0 * y
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +61,13 @@ def test_the_core_is_the_object_and_the_rest_the_scene(pipe, scaling, backdrop):
 
 
 def test_words_place_it(pipe):
-    made = pipe.place(scene(48, 48), objects(location_prompt="right", base_scale=0.4))
+    made = pipe.place(scene(48, 48), objects(location_prompt="on the wall", base_scale=0.4))
     _, left, _, width = made.placements[0]["window"]
     assert left + width == 8
     assert made.placements[0]["found"]
-    inside = pipe.place(scene(48, 48), objects(location_prompt="right", target_area="bottom_left", base_scale=0.4))
+    inside = pipe.place(
+        scene(48, 48), objects(location_prompt="on the wall", target_area="bottom_left", base_scale=0.4)
+    )
     top, left, _, width = inside.placements[0]["window"]
     assert left + width <= 4
     assert top >= 4
@@ -71,13 +75,32 @@ def test_words_place_it(pipe):
 
 
 def test_objects_keep_off_each_other(pipe):
-    both = [FusionObject(thing(), "thing", base_scale=0.5, location_prompt="right", z_order=z) for z in (1, 0)]
+    both = [FusionObject(thing(), "thing", base_scale=0.5, location_prompt="on the wall", z_order=z) for z in (1, 0)]
     made = pipe.place(scene(48, 48), both)
     assert [p["object"] for p in made.placements] == [1, 0], "the lower is painted first"
     assert all(p["overlap"] == 0 for p in made.placements)
     assert made.placements[0]["window"] != made.placements[1]["window"]
     crowded = [FusionObject(thing(), "thing", base_scale=1.6, target_area="center") for _ in range(2)]
     assert "no free place" in pipe.place(scene(48, 48), crowded).notes[0]
+
+
+def test_sides_areas_and_what_to_avoid():
+    ring = lambda y, x: ((y - 0.5).abs() < 0.15) & ((x - 0.4).abs() < 0.15)  # noqa: E731
+    pipe = FusionPipeline(space(), segmenter=Oracle(the_ring=ring, thing=lambda y, x: (x < 0.6).float() + 0 * y))
+    photo = scene(48, 48)
+
+    def window(settings=None, **options):
+        made = pipe.place(photo, [FusionObject(thing(), "x", base_scale=0.35, **options)], settings=settings)
+        assert made.placements[0]["overlap"] == 0
+        return made.placements[0]["window"]
+
+    top, left, height, _ = window(location_prompt="right of the ring")
+    assert left >= 4
+    assert 2 <= top <= 5
+    assert window(location_prompt="above the ring")[0] + height <= 3
+    assert window(location_prompt="in the bottom left corner")[:2] == [8 - height, 0]
+    kept = window(FusionSettings(avoid=("thing",)), target_area="anywhere")
+    assert kept[1] >= 5
 
 
 def test_a_phrase_that_is_nowhere_is_told():
@@ -108,7 +131,7 @@ def test_size_follows_both_scales(pipe):
 
     assert sides(0.5, base_scale=1.0) == pytest.approx(0.5)
     assert sides(0.5, base_scale=0.5) == pytest.approx(0.25)
-    adaptive = {"use_adaptive_scale": True, "location_prompt": "right"}
+    adaptive = {"use_adaptive_scale": True, "location_prompt": "on the wall"}
     # both factors still count where the room decides
     assert sides(0.5, base_scale=1.0, **adaptive) == pytest.approx(
         0.5 * sides(1.0, base_scale=1.0, **adaptive), abs=0.04
