@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_insert.artifacts.card import write_card
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import build_unet, checked_labels, copy_all_but_classes
+from lit_insert.consistency.sampling import GRID
 from lit_insert.consistency.sources import ModelFacts, save_folder
 from lit_insert.consistency.start import CHECKPOINT_KEY, Start, checkpoint_entry, load_start, scheduler_for
 from lit_insert.diffusion.noise import Draws
@@ -142,10 +143,15 @@ class GeneratorModule(SharedDraws):
             null_label=self.num_classes if self.null_class else None,
         )
 
+    @property
+    def grid(self) -> int:
+        """On how many levels the exported model lays out its steps."""
+        return GRID
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a pipeline needs to rebuild the network."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = checkpoint_entry(Start(self.unet, self.noise, self.facts()))
+        checkpoint[CHECKPOINT_KEY] = checkpoint_entry(Start(self.unet, self.noise, self.facts(), self.grid))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the account of trained classes."""
@@ -157,7 +163,7 @@ class GeneratorModule(SharedDraws):
 
     def export(self, folder: str | Path) -> None:
         """Write the model in the layout of diffusers' ConsistencyModelPipeline, and its card."""
-        save_folder(Path(folder), self.unet, scheduler_for(self.noise), self.facts())
+        save_folder(Path(folder), self.unet, scheduler_for(self.noise, self.grid), self.facts())
         run = Path(self.trainer.default_root_dir) if self._trainer is not None else None
         write_card(
             folder,

@@ -303,7 +303,12 @@ class ConsistencyModule(GeneratorModule):
 
     def sigmas_for(self, steps: int) -> list[float]:
         """Noise levels at which this model is sampled in a number of steps."""
-        return self.sigmas.get(str(steps)) or sigmas_for(steps, self.noise)
+        return self.sigmas.get(str(steps)) or sigmas_for(steps, self.noise, self.grid)
+
+    @property
+    def grid(self) -> int:
+        """The levels that cd trains, between which f is worse; what the others train is dense."""
+        return self.schedule.levels("cd", 0) if self.objective == "cd" else super().grid
 
     def facts(self) -> ModelFacts:
         """What the exported model says about itself."""
@@ -316,5 +321,6 @@ class ConsistencyModule(GeneratorModule):
         made = [
             multistep(f, noise, self.sigmas_for(n), sigma_min=self.noise.sigma_min, label=label, generator=generator)
             for n in (1, 2, 4)
+            if n <= self.grid
         ]
         return [list(row) for row in zip(batch["image"], *made, strict=True)]

@@ -66,7 +66,7 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         found = resolve_model(source, POCKET)
         if found.kind == "checkpoint":
             start = load_start(found.path)
-            return cls(cast(start.unet, dtype), scheduler_for(start.noise), start.facts)
+            return cls(cast(start.unet, dtype), scheduler_for(start.noise, start.grid), start.facts)
         return cls(*load_folder(found, dtype, kwargs))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

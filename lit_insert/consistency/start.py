@@ -19,11 +19,12 @@ _NOISE = ("sigma_min", "sigma_max", "rho", "sigma_data")
 
 
 class Start(NamedTuple):
-    """A network (float32, eval mode), its noise levels and what it is."""
+    """A network (float32, eval mode), its noise levels, what it is, and on how many levels its steps are laid out."""
 
     unet: UNet2DModel
     noise: NoiseRange
     facts: ModelFacts
+    grid: int = GRID
 
     @property
     def num_classes(self) -> int | None:
@@ -49,18 +50,20 @@ def load_start(source: str | Path) -> Start:
         folder = found.path.resolve()
         return Start(load_component(UNet2DModel, folder.parent, folder.name), NoiseRange(), ModelFacts(kind="edm"))
     unet, scheduler, facts = load_folder(found, torch.float32, {})
-    return Start(unet, NoiseRange(**{k: scheduler.config[k] for k in _NOISE}), facts)
+    noise = NoiseRange(**{k: scheduler.config[k] for k in _NOISE})
+    return Start(unet, noise, facts, scheduler.config["num_train_timesteps"])
 
 
-def scheduler_for(noise: NoiseRange) -> CMStochasticIterativeScheduler:
-    """Diffusers' sampler of the exported folder."""
-    return CMStochasticIterativeScheduler(num_train_timesteps=GRID, **dataclasses.asdict(noise))
+def scheduler_for(noise: NoiseRange, grid: int = GRID) -> CMStochasticIterativeScheduler:
+    """Diffusers' sampler of the exported folder, its steps laid out on a grid of so many levels."""
+    return CMStochasticIterativeScheduler(num_train_timesteps=grid, **dataclasses.asdict(noise))
 
 
 def checkpoint_entry(start: Start) -> dict[str, Any]:
     """What `load_start` needs from a training checkpoint besides its weights, as plain data."""
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in start.unet.config.items() if not k.startswith("_")}
-    return {"unet": config, "noise": dataclasses.asdict(start.noise), "facts": dataclasses.asdict(start.facts)}
+    noise, facts = dataclasses.asdict(start.noise), dataclasses.asdict(start.facts)
+    return {"unet": config, "noise": noise, "facts": facts, "grid": start.grid}
 
 
 def _from_checkpoint(path: Path) -> Start:
@@ -72,4 +75,5 @@ def _from_checkpoint(path: Path) -> Start:
     state = trained_weights(checkpoint, str(path))
     weights = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith("unet.")}
     load_onto(unet, weights, str(path), need=set(unet.state_dict()))
-    return Start(unet.eval(), NoiseRange(**entry["noise"]), ModelFacts(**entry["facts"]))
+    noise, facts = NoiseRange(**entry["noise"]), ModelFacts(**entry["facts"])
+    return Start(unet.eval(), noise, facts, entry.get("grid", GRID))

@@ -7,6 +7,7 @@ from tiny import NETWORK, Pictures, seeded
 from lit_insert.consistency.module import ConsistencyModule, EDMModule
 from lit_insert.consistency.network import consistency_function
 from lit_insert.consistency.pairs import PairSchedule
+from lit_insert.consistency.pipeline import ConsistencyPipeline
 from lit_insert.consistency.sampling import multistep
 from lit_insert.consistency.start import load_start
 from lit_insert.errors import InputError
@@ -244,6 +245,18 @@ def test_the_exported_model_is_diffusers_own(teacher, tmp_path):
     start = load_start(tmp_path / "model")
     assert start.facts.kind == "consistency"
     assert start.facts.sigmas == {"2": [80.0, 0.7]}
+
+
+def test_a_distilled_model_is_sampled_at_the_levels_that_it_learnt(teacher, tmp_path):
+    net = module("cd", teacher)
+    trained = net.noise.sigmas(6).tolist()
+    trainer(tmp_path, RunCheckpoint(dirpath=tmp_path / "c", every_n_steps=2), max_steps=2).fit(net, Pictures())
+    net.export(tmp_path / "model")
+    for source in (tmp_path / "model", tmp_path / "c" / "last.ckpt"):
+        pipe = ConsistencyPipeline.from_pretrained(source)
+        for steps in (1, 2, 4):
+            assert pipe.levels(steps) == net.sigmas_for(steps)
+            assert set(pipe.levels(steps)) <= set(trained)
 
 
 def test_classes_that_never_came_are_not_claimed(teacher, tmp_path):

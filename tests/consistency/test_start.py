@@ -14,7 +14,7 @@ NOISE = NoiseRange(sigma_max=40.0)
 def saved(tmp_path, kind):
     net = unet(3, num_classes=3, null_class=True)
     if kind == "folder":
-        save_folder(tmp_path / "m", net, scheduler_for(NOISE), FACTS)
+        save_folder(tmp_path / "m", net, scheduler_for(NOISE, 18), FACTS)
         return net, tmp_path / "m"
     if kind == "plain":
         net.save_pretrained(tmp_path / "m")
@@ -22,7 +22,7 @@ def saved(tmp_path, kind):
     state = {f"unet.{k}": v for k, v in net.state_dict().items()}
     shadow = {f"unet.{k}": v * 2 for k, v in net.state_dict().items()}
     averages = {"EMA": {"updates": 3, "shadow": shadow}}
-    entry = {CHECKPOINT_KEY: checkpoint_entry(Start(net, NOISE, FACTS))}
+    entry = {CHECKPOINT_KEY: checkpoint_entry(Start(net, NOISE, FACTS, 18))}
     torch.save({"state_dict": state, "callbacks": averages, **entry}, tmp_path / "m.ckpt")
     for p in net.parameters():
         p.data *= 2
@@ -36,7 +36,7 @@ def test_from_everything_that_is_written(tmp_path, kind):
     assert all(torch.equal(v, start.unet.state_dict()[k]) for k, v in net.state_dict().items())
     assert start.facts.kind == "edm"
     if kind != "plain":
-        assert (start.noise, start.facts, start.num_classes) == (NOISE, FACTS, 3)
+        assert (start.noise, start.facts, start.num_classes, start.grid) == (NOISE, FACTS, 3, 18)
 
 
 def test_other_checkpoints_are_refused(tmp_path):
