@@ -1,20 +1,25 @@
 import pytest
 import torch
 import yaml
+from diffusers import ConsistencyModelPipeline
 from safetensors.torch import load_file
 
 from lit_insert import pocket
 from lit_insert.cli.configs import config_path
+from lit_insert.consistency.pipeline import ConsistencyPipeline
+from lit_insert.consistency.sampling import multistep
+from lit_insert.data.image_scenes import SceneImages
 from lit_insert.data.scenes import SceneDataset
 from lit_insert.diffusion.noise import step_generator
 from lit_insert.errors import InputError
+from lit_insert.metrics.distribution import sliced_wasserstein
 from lit_insert.pocket.blank import write_blank
 from lit_insert.pocket.module import AutoencoderModule, JudgeModule, ReferenceModule
 
 LIMIT = 8e6
 
 
-@pytest.mark.parametrize("name", ["insert", "judge"])
+@pytest.mark.parametrize("name", ["insert", "judge", "mask", "generate"])
 def test_models_are_small_and_have_a_card(name):
     folder = pocket.path(name)
     weights = list(folder.rglob("*.safetensors"))
@@ -22,6 +27,24 @@ def test_models_are_small_and_have_a_card(name):
     assert sum(f.stat().st_size for f in weights) <= LIMIT
     assert (folder / "README.md").read_text().strip()
     assert all(t.dtype == torch.float16 for f in weights for t in load_file(f).values() if t.is_floating_point())
+
+
+def test_the_generator_is_diffusers_own_and_makes_scenes():
+    ours, theirs = (
+        ConsistencyPipeline.from_pretrained(),
+        ConsistencyModelPipeline.from_pretrained(pocket.path("generate")),
+    )
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = theirs(batch_size=2, latents=noise, output_type="pt").images
+    made = multistep(ours.function(), noise, ours.levels(1)) / 2 + 0.5
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    assert "_name_or_path" not in (pocket.path("generate") / "unet" / "config.json").read_text()
+    real = SceneImages("test", count=48).draw(range(48), 32)[0] / 127.5 - 1
+    noisy = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    for steps in (1, 2):
+        samples = torch.stack(ours(48, steps, seed=0, output_type="pt").images) * 2 - 1
+        assert sliced_wasserstein(samples, real) < 0.4 * sliced_wasserstein(noisy, real)
 
 
 def test_an_unknown_model_lists_those_there_are():
