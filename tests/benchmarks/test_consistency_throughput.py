@@ -103,7 +103,7 @@ def test_easy_tuning_beside_its_peer(run, tmp_path, monkeypatch):
 
 
 def test_alone_and_for_a_time(run):
-    result = run("--objective=ect", "--minutes=0.0001")
+    result = run("--objective=ect", "--minutes=0.0001", "--clock=cpu")
     assert set(result["steps_per_second"]) == {"ours"}
     assert result["steps"] == 1
     assert "ratio" not in result
