@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, help="by default the model's own")
     parser.add_argument("--guidance_scale", type=float, help="by default the model's own")
     parser.add_argument("--end_tokens", choices=["subjects", "everywhere", "nowhere"])
+    parser.add_argument("--separate_words", action="store_true", default=None, help="in the text encoder too")
     parser.add_argument("--objective", choices=["normalised", "mifo", "bounded_attention"])
     parser.add_argument("--layers", nargs="+", help="of the guidance, such as mid up:8")
     parser.add_argument("--step_size", nargs=2, type=float, help="of the guidance, first and last")
@@ -157,8 +158,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--n {args.n} is no multiple of --per_prompt {args.per_prompt}")
     pipeline = SynthesisPipeline.from_pretrained(args.model)
     judge = InsertionJudge.from_pretrained(pocket.path("judge")).eval()
-    if args.end_tokens:
-        pipeline.settings.end_tokens = args.end_tokens
+    for name in ("end_tokens", "separate_words"):
+        if getattr(args, name) is not None:
+            setattr(pipeline.settings, name, getattr(args, name))
     for name in ("objective", "layers", "step_size", "iterations", "until", "stop_below"):
         if getattr(args, name) is not None:
             setattr(pipeline.settings.guidance, name, getattr(args, name))

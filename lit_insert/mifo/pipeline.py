@@ -20,7 +20,7 @@ from lit_insert.errors import InputError
 from lit_insert.images import to_pil
 from lit_insert.mifo.boxes import Box, check_subjects, make_boxes
 from lit_insert.mifo.guidance import GuidanceSettings
-from lit_insert.mifo.prompts import PromptTokens, check_placeholders, find_tokens
+from lit_insert.mifo.prompts import PromptTokens, check_placeholders, find_tokens, separate_states
 from lit_insert.mifo.regions import RefinementSettings
 from lit_insert.mifo.sampling import Control, denoise
 from lit_insert.mifo.settings import CFG_PLUS_PLUS_SCALE, SynthesisSettings, changed
@@ -222,6 +222,8 @@ class SynthesisPipeline:
         located = None if boxes is None else self.locate(prompt, boxes, subject_token_indices)
         check_placeholders(prompt, self.parts.tokenizer)
         states = prompt_states(self.parts.tokenizer, self.parts.text_encoder, [negative_prompt, prompt])
+        if located is not None and masks and settings.separate_words:
+            states = torch.cat([states[:1], separate_states(self.parts.text_encoder, located[1])])
         output = SynthesisOutput(images=[], seeds=list(range(seed, seed + num_images)))
         scheduler = self._scheduler(settings.num_inference_steps)
         with Progress(disable=not progress, transient=True) as bar:
@@ -235,14 +237,14 @@ class SynthesisPipeline:
                         on_step(count)
 
                 control = None
-                if located is not None and (masks or guidance):
+                if located is not None and (masks or guidance is not False):
                     control = Control(
                         self.parts.unet,
                         located[1],
                         located[0],
                         masks=masks,
-                        guidance=settings.guidance if guidance else None,
-                        refinement=settings.refinement if refinement else None,
+                        guidance=None if guidance is False else settings.guidance,
+                        refinement=None if refinement is False else settings.refinement,
                         end_tokens=settings.end_tokens,
                     )
                 with nullcontext() if control is None else control.attention.attached(self.parts.unet):
@@ -274,8 +276,7 @@ class SynthesisPipeline:
 
     def _scheduler(self, steps: int) -> DDIMScheduler:
         scheduler: Any = scheduler_by_name("ddim", self.parts.scheduler)
-        if "clip_sample" not in self.parts.scheduler.config:
-            scheduler.register_to_config(clip_sample=False)  # latents are not bounded by 1
+        scheduler.register_to_config(clip_sample=False)  # latents are not bounded by 1
         if steps > scheduler.config["num_train_timesteps"]:
             raise InputError(
                 f"num_inference_steps is {steps}; the model has {scheduler.config['num_train_timesteps']} noise levels"

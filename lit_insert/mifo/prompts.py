@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_insert.diffusion.text import prompt_ids
 from lit_insert.errors import InputError
@@ -93,6 +94,30 @@ def find_tokens(
         if whole and p not in taken and pieces[p].removesuffix("</w>").lower() in FUNCTION_WORDS:
             filler.append(p)
     return PromptTokens(ids, tuple(found), tuple(filler), length - 1)
+
+
+@torch.no_grad()
+def separate_states(text_encoder: PreTrainedModel, tokens: PromptTokens) -> Tensor:
+    """States (1,T,X) of a prompt in which no subject's words have seen another's.
+
+    A text encoder lets each word see those before it. The prompt is read once as it is, and once for each subject with
+    the words of the others hidden, at unchanged positions; a subject's words are taken from its own reading.
+
+    Args:
+        text_encoder: CLIP's text model.
+        tokens: The prompt.
+    """
+    ids = tokens.ids.to(text_encoder.device)
+    seen = torch.ones(1 + len(tokens.subjects), ids.shape[-1], dtype=torch.long, device=ids.device)
+    for index in range(len(tokens.subjects)):
+        for other, own in enumerate(tokens.subjects):
+            if other != index:
+                seen[1 + index, list(own)] = 0
+    readings = text_encoder(ids.expand(len(seen), -1), attention_mask=seen).last_hidden_state
+    states = readings[:1].clone()
+    for index, own in enumerate(tokens.subjects):
+        states[0, list(own)] = readings[1 + index, list(own)]
+    return states
 
 
 def _spans(

@@ -22,6 +22,7 @@ class SynthesisSettings:
         num_inference_steps: Steps of DDIM.
         guidance_scale: Weight of the prompt (classifier-free guidance).
         end_tokens: Who sees the end token and the padding: "subjects", "everywhere" or "nowhere".
+        separate_words: Keep the words of different subjects apart in the text encoder too, where there are masks.
         guidance: How latents are guided.
         refinement: How regions are refined.
     """
@@ -29,6 +30,7 @@ class SynthesisSettings:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     end_tokens: EndTokens = "subjects"
+    separate_words: bool = False
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     refinement: RefinementSettings = field(default_factory=RefinementSettings)
 

@@ -3,7 +3,7 @@ import tiny_text
 import torch
 
 from lit_insert.errors import InputError
-from lit_insert.mifo.prompts import find_tokens
+from lit_insert.mifo.prompts import find_tokens, separate_states
 from lit_insert.pocket.words import word_tokenizer
 
 
@@ -75,3 +75,20 @@ def test_ids_are_those_of_the_tokenizer(tokenizer):
     found = find_tokens("a photo of <asset0>", ["<asset0>"], tokenizer)
     ids = tokenizer("a photo of <asset0>", padding="max_length", return_tensors="pt").input_ids
     assert torch.equal(found.ids, ids)
+
+
+def test_words_read_apart_do_not_see_each_other():
+    parts = tiny_text.components()
+    prompts = ["a red circle and a blue square on the beach", "a green square and a blue square on the beach"]
+    subjects = [["red circle", "blue square"], ["green square", "blue square"]]
+    found = [find_tokens(p, s, parts["tokenizer"]) for p, s in zip(prompts, subjects, strict=True)]
+    apart = [separate_states(parts["text_encoder"], tokens)[0] for tokens in found]
+    with torch.no_grad():
+        plain = [parts["text_encoder"](tokens.ids).last_hidden_state[0] for tokens in found]
+    second = list(found[0].subjects[1])
+    assert torch.allclose(apart[0][second], apart[1][second], atol=1e-5)
+    assert not torch.allclose(plain[0][second], plain[1][second], atol=1e-3)
+    first = list(found[0].subjects[0])
+    assert torch.allclose(apart[0][first], plain[0][first], atol=1e-5)  # it had seen nothing of the second
+    rest = [p for p in range(16) if p not in first + second]
+    assert torch.allclose(apart[0][rest], plain[0][rest], atol=1e-5)
