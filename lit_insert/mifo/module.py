@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from lit_insert.diffusion.text import add_noise, draw_prompts, prompt_ids
 from lit_insert.errors import InputError
@@ -29,27 +31,12 @@ from lit_insert.mifo.prior import draw_class_pictures
 from lit_insert.mifo.report import write_run_report
 from lit_insert.mifo.sources import load_base
 from lit_insert.mifo.tokens import TokenRows, attach_rows, start_rows
-from lit_insert.mifo.tuning import Finetuning, tune
+from lit_insert.mifo.tuning import Finetuning, Sketching, tune
 from lit_insert.training.base import BaseModule, batch_length
 from lit_insert.training.ema import EMA
 from lit_insert.training.parameters import frozen, named_groups
 
 _CACHED = 512  # posteriors kept; one picture has two, mirrored and not, and each class picture one
-
-
-@dataclasses.dataclass
-class Sketching:
-    """How pictures are drawn while training.
-
-    Args:
-        num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt.
-        prompts: What is drawn beside the caption; ``{}`` stands for all tokens, joined by "and".
-    """
-
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.5
-    prompts: list[str] = dataclasses.field(default_factory=list)
 
 
 class MifoModule(BaseModule):
@@ -80,6 +67,9 @@ class MifoModule(BaseModule):
         noise_seed: Seed of the rows' start and of the noise drawn while training.
     """
 
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
     reached: Tensor
 
     def __init__(
@@ -169,7 +159,8 @@ class MifoModule(BaseModule):
             InputError: If there are more instances than rows, or weights are averaged.
         """
         super().setup(stage)
-        if any(isinstance(c, EMA) and c.decay for c in self.trainer.callbacks):
+        trainer: Any = self.trainer
+        if any(isinstance(c, EMA) and c.decay for c in trainer.callbacks):
             raise InputError(
                 "ema.decay must be 0: what trains changes between the phases, so an average would mix them"
             )

@@ -1,6 +1,6 @@
-"""What the second phase trains."""
+"""Choices of a run: what the second phase trains, and how pictures are drawn on the way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_insert.diffusion.unet import select_parameters
@@ -30,6 +30,21 @@ class Finetuning:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"finetuning.rank is {self.rank}; give 1 or more")
+
+
+@dataclass
+class Sketching:
+    """How pictures are drawn while training.
+
+    Args:
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt.
+        prompts: What is drawn beside the caption; ``{}`` stands for all tokens, joined by "and".
+    """
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    prompts: list[str] = field(default_factory=list)
 
 
 def tune(unet: Any, text_encoder: Any, choice: Finetuning) -> list[str]:
@@ -66,4 +81,3 @@ def tune(unet: Any, text_encoder: Any, choice: Finetuning) -> list[str]:
         model.requires_grad_(False)
         names += [f"{part}.{n}" for n in own]
     return names
-

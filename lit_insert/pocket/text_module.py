@@ -40,6 +40,9 @@ class TextToImageModule(BaseModule):
         noise_seed: Seed of noise, timesteps and dropout.
     """
 
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+
     def __init__(
         self,
         base: str = "pocket",

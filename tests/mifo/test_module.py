@@ -13,9 +13,9 @@ from lit_insert.data.instances import MaskedInstanceDataModule
 from lit_insert.errors import InputError
 from lit_insert.mifo.artifact import MifoArtifact
 from lit_insert.mifo.checkpoint import checkpoint_artifact
-from lit_insert.mifo.module import MifoModule, Sketching
+from lit_insert.mifo.module import MifoModule
 from lit_insert.mifo.objective import AttentionLoss
-from lit_insert.mifo.tuning import Finetuning
+from lit_insert.mifo.tuning import Finetuning, Sketching
 from lit_insert.training.checkpoint import RunCheckpoint
 from lit_insert.training.ema import EMA
 from lit_insert.training.grid import SampleGrid
