@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from lit_insert.blending import blend
 from lit_insert.errors import InputError
 from lit_insert.fusion.choices import OVERLAPS, Overlap
-from lit_insert.letterbox import Frame, restore
+from lit_insert.letterbox import Frame, letterbox, restore
 
 TAKEN = 0.2  # an object's weight above which a cell counts as taken
 
@@ -117,8 +119,11 @@ class Composite:
     feather: float = 0.5
 
     def to_photo(self, canvas: Tensor, height: int, width: int) -> np.ndarray:
-        """A canvas (…,P,P), bilinearly, at the photo's place and size."""
-        return restore(canvas, height, width).numpy()
+        """A canvas (C,P,P), bilinearly, at the photo's place and size."""
+        if self.frame == letterbox(height, width, (self.side, self.side)):
+            return restore(canvas, height, width).numpy()
+        # Squashed onto the whole of the canvas, as the original program does.
+        return F.resize(canvas, [height, width], InterpolationMode.BILINEAR, antialias=True).numpy()
 
     def alpha(self, height: int, width: int) -> np.ndarray:
         """Weight (H,W) of the result: exactly 0 outside the cells that may change, 1 half a cell inside of them."""

@@ -20,7 +20,8 @@ from lit_insert.fusion.network import DiTDH
 from lit_insert.fusion.objective import Velocity, guided
 from lit_insert.fusion.output import FusionReport
 from lit_insert.fusion.sampling import job_noise, refine
-from lit_insert.images import Picture, as_pictures, flatten_alpha
+from lit_insert.fusion.scaling import as_scene
+from lit_insert.images import Picture, flatten_alpha
 from lit_insert.letterbox import Frame
 
 
@@ -33,7 +34,7 @@ def scene_of(artifact: FusionArtifact, given: Picture | None) -> Image.Image:
     if given is None and not artifact.scene:
         raise InputError("the artifact names no scene; give base_image")
     source = artifact.scene if given is None else given
-    picture = as_pictures(source, str(source) if isinstance(source, str | Path) else "base_image", alpha=True)[0]
+    picture = as_scene(source, str(source) if isinstance(source, str | Path) else "base_image")
     if artifact.size is not None and artifact.size != (picture.height, picture.width):
         raise InputError(
             f"the scene has {picture.width}x{picture.height} pixels, the artifact is of one with "
@@ -144,7 +145,7 @@ def into_scene(
         cell = side // space.grid
         objects = artifact.union.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
     composite = Composite(artifact.frame or Frame(0, 0, side, side), side, cells, objects)
-    photo = np.array(scene.convert("RGBA" if scene.has_transparency_data else "RGB"))
+    photo = np.array(scene)
     before = np.ascontiguousarray(photo[..., :3])
     plain = space.decode(base[None].to(device))[0].cpu()
     made = []

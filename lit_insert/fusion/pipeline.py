@@ -32,7 +32,8 @@ from lit_insert.fusion.objects import FusionObject, FusionSettings
 from lit_insert.fusion.output import FusionOutput
 from lit_insert.fusion.placing import Placer, Scene
 from lit_insert.fusion.sampling import noise_levels
-from lit_insert.images import Picture, as_pictures, to_pil
+from lit_insert.fusion.scaling import as_scene
+from lit_insert.images import Picture, to_pil
 
 CLIP = "openai/clip-vit-base-patch32"
 
@@ -175,14 +176,14 @@ class FusionPipeline:
         how, memory = settings or FusionSettings(), memory or PeakMemory(self.device)
         if not objects:
             raise InputError("objects: give at least one")
-        picture = as_pictures(base_image, str(base_image) if isinstance(base_image, str) else "base_image", alpha=True)
+        picture = as_scene(base_image, str(base_image) if isinstance(base_image, str | Path) else "base_image")
         path = str(base_image) if isinstance(base_image, str | Path) else ""
         with memory.stage("segment"):
-            found, keep_free = find_objects(picture[0], path, objects, how, lambda: self._segmenter(self.device))
+            found, keep_free = find_objects(picture, path, objects, how, lambda: self._segmenter(self.device))
             self._segmenter.free()
         with memory.stage("place"):
             space = self._space(self.device)
-            scene = Scene.of(picture[0], space)
+            scene = Scene.of(picture, path, space)
             scorer = self._scorer(self.device) if how.rerank else None
             placer = Placer(space, scene, how, seed, scorer, self.device, keep_free)
             base, fused, pixels = placer.run(objects, found)
@@ -195,7 +196,7 @@ class FusionPipeline:
             objects=pixels,
             scene=path,
             frame=scene.frame,
-            size=(picture[0].height, picture[0].width),
+            size=(picture.height, picture.width),
             autoencoder=space.name,
             seed=seed,
             notes=placer.notes,

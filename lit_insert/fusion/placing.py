@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ from lit_insert.fusion.scaling import (
     target_size,
     warp,
 )
-from lit_insert.images import as_pictures, flatten_alpha
+from lit_insert.images import flatten_alpha
 from lit_insert.letterbox import Frame
 from lit_insert.letterbox import place as letterboxed
 
@@ -60,14 +59,12 @@ class Scene:
     cell: int
 
     @classmethod
-    def of(cls, given: Any, space: LatentSpace) -> "Scene":
+    def of(cls, picture: Image.Image, path: str, space: LatentSpace) -> "Scene":
         """A scene on the canvas of an autoencoder."""
-        name = str(given) if isinstance(given, str | Path) else ""
-        picture = as_pictures(given, name or "base_image", alpha=True)[0]
         pixels = np.array(flatten_alpha(picture), dtype=np.float32) / 255
         canvas, frame = canvas_of(torch.from_numpy(pixels).permute(2, 0, 1), space.input_size)
         cell = space.input_size // space.grid
-        return cls(picture, name, canvas, frame, where.whole_cells(frame, cell), cell)
+        return cls(picture, path, canvas, frame, where.whole_cells(frame, cell), cell)
 
 
 class Sized(NamedTuple):
@@ -231,11 +228,12 @@ class Placer:
         side, cell = self.scene.canvas.shape[-1], self.scene.cell
         kind = "mean" if self.settings.backdrop == "scene" else self.settings.backdrop
         canvas, alpha = full_canvas(cut, side, backdrop_canvas(kind, cut, self.scene.canvas))
+        scale = max(scale, 2 / self.space.grid)  # less than two cells would fall between the places that are read
         both = warp(torch.cat([self.encode(canvas), F.avg_pool2d(alpha, cell)]), scale)
         features, mask = both[:-1], both[-1]
         seen = (mask > min(TAKEN, 0.99 * float(mask.max()))).numpy()
-        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        # Blurred by the warp it may take a cell more than it has; the picture may have no room for that.
+        box = (_within(seen.any(1), self.scene.valid.height), _within(seen.any(0), self.scene.valid.width))
         patch, core = features[:, box[0], box[1]], core_of(mask[box])
 
         def place(window: Window) -> Placed:
@@ -287,3 +285,11 @@ class Placer:
             thing.lambda_overlap,
         )
         return sized, window, scores
+
+
+def _within(seen: Any, most: int) -> slice:
+    """The middle of a stretch of cells, at most so many."""
+    found = np.flatnonzero(seen)
+    first, count = int(found[0]), int(found[-1] - found[0] + 1)
+    spare = max(0, count - most)
+    return slice(first + spare // 2, first + spare // 2 + count - spare)

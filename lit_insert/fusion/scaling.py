@@ -1,6 +1,7 @@
 """Objects cut out, brought to size in pixels (M1) or in features (M2), and how opaque they are in the feature map."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from lit_insert.errors import InputError
 from lit_insert.fusion.choices import Backdrop
+from lit_insert.images import as_pictures
 from lit_insert.letterbox import Frame, letterbox
 
 
@@ -32,6 +34,19 @@ class CutOut:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.rgb.shape[-2], self.rgb.shape[-1]
+
+
+def as_scene(given: Any, name: str) -> Image.Image:
+    """A scene, RGB or, where something shows through, RGBA.
+
+    Raises:
+        InputError: If it is unreadable.
+    """
+    picture = as_pictures(given, name, alpha=True)[0]
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    seen = picture.convert("RGBA")
+    return seen if (np.asarray(seen)[..., 3] < 255).any() else picture.convert("RGB")
 
 
 def cut_out(picture: Image.Image, mask: np.ndarray, name: str) -> CutOut:

@@ -308,7 +308,7 @@ def test_mistakes(pipe, tmp_path):
     with pytest.raises(InputError, match="has no model"):
         FusionPipeline.from_pretrained(tmp_path / "empty")
     with pytest.raises(InputError, match=r"x\.pt: no such file"):
-        FusionPipeline.from_pretrained(None, autoencoder=tmp_path, transformer="x.pt")
+        FusionPipeline.from_pretrained(None, transformer="x.pt")
 
 
 def test_the_noise_is_the_artifacts_own():
