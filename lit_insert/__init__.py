@@ -24,6 +24,7 @@ _PUBLIC = {
     "PipeTripletDataModule": "lit_insert.data.pipe",
     "ReplacePipeline": "lit_insert.replace.pipeline",
     "ScenesDataModule": "lit_insert.data.scenes",
+    "SegmentPipeline": "lit_insert.grounding.pipeline",
     "SynthesisPipeline": "lit_insert.mifo.pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lit_insert.fusion.objects import FusionObject as FusionObject
     from lit_insert.fusion.objects import FusionSettings as FusionSettings
     from lit_insert.fusion.pipeline import FusionPipeline as FusionPipeline
+    from lit_insert.grounding.pipeline import SegmentPipeline as SegmentPipeline
     from lit_insert.mask_decoder.pipeline import MaskPipeline as MaskPipeline
     from lit_insert.mifo.pipeline import SynthesisPipeline as SynthesisPipeline
     from lit_insert.replace.pipeline import ReplacePipeline as ReplacePipeline

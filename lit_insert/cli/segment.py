@@ -180,8 +180,9 @@ def _target(options: argparse.Namespace) -> Path:
     """The JSON file."""
     output = Path(options.output)
     path = output if output.suffix.lower() == ".json" and not output.is_dir() else output / "segmentation.json"
-    if path.parent.exists() and not path.parent.is_dir():
-        raise InputError(f"--output {options.output}: {path.parent} is a file; give a folder")
+    for folder in path.parents:
+        if folder.is_file():
+            raise InputError(f"--output {options.output}: {folder} is a file; give a folder")
     if options.resume and not path.is_file():
         raise InputError(f"--resume: there is no {path} to go on with")
     return path

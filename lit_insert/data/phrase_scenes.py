@@ -65,10 +65,10 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
     Of the phrases about two thirds name something. Of the others most are near misses: one word is wrong, or the
     words belong to two different things. A word that a phrase lacks may be anything: "red circle" is striped ones too.
 
-    A sample holds ``image`` (3,H,W) in [-1,1], quantised to 8 bits; ``phrases``, P strings; ``masks`` (P,H,W) in
-    {0,1} of all that each names; ``kinds`` (P,3), the shape, colour and texture in each, -1 where not said; ``things``
-    (4,H,W) in {0,1}, one mask a place; ``labels`` (4,3), -1 at empty places; ``id``. All of it depends on (seed,
-    split, index) alone.
+    A sample holds ``image`` (3,H,W) in [-1,1], quantised to 8 bits; ``phrases``, P of them with ``;`` between;
+    ``masks`` (P,H,W) in {0,1} of all that each names; ``kinds`` (P,3), the shape, colour and texture in each, -1 where
+    not said; ``things`` (4,H,W) in {0,1}, one mask a place; ``labels`` (4,3), -1 at empty places; ``id``. All of it
+    depends on (seed, split, index) alone.
 
     Args:
         split: "train", "val" or "test": disjoint in scene numbers.
@@ -141,7 +141,7 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
             "id": [f"phrase-{self.split}-{i}" for i in indices],
         }
 
-    def _phrases(self, index: Tensor, label: Tensor, present: Tensor) -> tuple[Tensor, list[list[str]]]:
+    def _phrases(self, index: Tensor, label: Tensor, present: Tensor) -> tuple[Tensor, list[str]]:
         """Kinds (N,P,3) and their words."""
         n, p = len(index), self.phrases
         u = world.uniforms(self.seed, index, p * _PHRASE, stream=_STREAM + 1).reshape(n, p, _PHRASE)
@@ -167,10 +167,10 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
         kind = torch.where(said, kind, ANY)
         articles = ("", "a", "the")
         words = [
-            [
+            ";".join(
                 phrase(k, articles[int(v[0] * 3)], bool(v[1] < 0.25), _NOUNS[int(v[2] * len(_NOUNS))])
                 for k, v in zip(own.tolist(), draws.tolist(), strict=True)
-            ]
+            )
             for own, draws in zip(kind, u[..., 12:15], strict=True)
         ]
         return kind, words
@@ -205,14 +205,6 @@ def rearrange(layout: Layout, index: Tensor, *, seed: int = 0) -> tuple[Layout, 
     present = layout.present[rows, order]
     fresh.state = torch.where(present, world.OCCUPIED, world.ABSENT)
     return Layout(fresh, present), order
-
-
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors; keep texts as lists."""
-    return {
-        key: torch.stack([s[key] for s in samples]) if isinstance(value, Tensor) else [s[key] for s in samples]
-        for key, value in samples[0].items()
-    }
 
 
 class PhraseScenesDataModule(pl.LightningDataModule):
@@ -265,7 +257,6 @@ class PhraseScenesDataModule(pl.LightningDataModule):
             self.num_workers,
             self.seed,
             shuffle=training,
-            collate_fn=collate,
             processed=partial(processed_batches, self) if training else None,
         )
 

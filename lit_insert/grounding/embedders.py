@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from lit_insert.artifacts.weights import load_component
 from lit_insert.errors import InputError
 from lit_insert.images import Picture
+from lit_insert.metrics.insertion import CROP, InsertionJudge
 from lit_insert.segmenters.base import Instance, upright
 
 _BATCH = 8  # crops that go through a network at once
@@ -134,8 +135,6 @@ class CropEmbedder:
         std: Their deviations.
         name: What to call it in results.
         ground: Colour around the thing, 0..255.
-        features: "projection", or "tokens" for the patches' last states side by side, where the projection was not
-            trained.
     """
 
     def __init__(
@@ -145,10 +144,9 @@ class CropEmbedder:
         std: Sequence[float],
         name: str = "clip",
         ground: int = 128,
-        features: str = "projection",
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
-        self.name, self.ground, self.features = name, ground, features
+        self.name, self.ground = name, ground
         self.side = int(model.config.image_size)
         self._mean, self._std = list(mean), list(std)
 
@@ -166,8 +164,7 @@ class CropEmbedder:
             some = things[start : start + _BATCH]
             pixels = torch.stack([self._crop(picture, thing) for thing in some])
             answer = self.model(F.normalize(pixels, self._mean, self._std).to(self.model.device, self.model.dtype))
-            own = answer.image_embeds if self.features == "projection" else answer.last_hidden_state[:, 1:].mean(1)
-            own = torch.nn.functional.normalize(own.float().cpu(), dim=-1)
+            own = torch.nn.functional.normalize(answer.image_embeds.float().cpu(), dim=-1)
             own[[not thing.mask.any() for thing in some]] = 0
             found.append(own)
         return torch.cat(found) if found else torch.zeros(0, 1)
@@ -180,6 +177,41 @@ class CropEmbedder:
         inside = torch.from_numpy(_cut(thing.mask, w).astype(np.float32))[None]
         inside = F.resize(inside, size, InterpolationMode.BILINEAR, antialias=True)
         return (pixels * inside + self.ground / 255 * (1 - inside)).clamp(0, 1)
+
+
+class NamingEmbedder:
+    """What a thing of the procedural world is: the pocket judge's logarithms of shape, colour and texture, centred.
+
+    Args:
+        judge: The judge of insertions.
+    """
+
+    name = "pocket"
+
+    def __init__(self, judge: InsertionJudge) -> None:
+        self.judge: Any = judge.eval().requires_grad_(False)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device; returns the embedder."""
+        self.judge.to(device)
+        return self
+
+    @torch.no_grad()
+    def vectors(self, image: Picture, things: Sequence[Instance]) -> Tensor:
+        """Centred log-probabilities (N,17) of each cut-out with its surroundings; see the protocol."""
+        picture = upright(image)
+        found: list[Tensor] = []
+        for start in range(0, len(things), _BATCH):
+            some = things[start : start + _BATCH]
+            crops = [
+                _pixels(picture.crop(window(t, margin=0.16)), [CROP, CROP], InterpolationMode.BILINEAR) for t in some
+            ]
+            logits = self.judge((torch.stack(crops) * 2 - 1).to(self.judge.device, self.judge.dtype))
+            logs = [part.float().log_softmax(-1).clamp(min=-8) for part in logits]
+            own = torch.cat([log - log.mean(-1, keepdim=True) for log in logs], 1).cpu()
+            own[[not t.mask.any() for t in some]] = 0
+            found.append(torch.nn.functional.normalize(own, dim=-1))
+        return torch.cat(found) if found else torch.zeros(0, 1)
 
 
 def window(thing: Instance, margin: float = 0.25) -> tuple[int, int, int, int]:
@@ -216,7 +248,7 @@ def load_embedder(backend: str, folder: str | Path, dtype: torch.dtype = torch.f
 
     Args:
         backend: "dinov3", "dinov2", "clip" or "pocket".
-        folder: The folder; for "pocket" one with image_encoder/ and feature_extractor/.
+        folder: The folder; for "pocket" that of the judge.
         dtype: Of the weights.
         **options: Further arguments of the class.
 
@@ -226,13 +258,11 @@ def load_embedder(backend: str, folder: str | Path, dtype: torch.dtype = torch.f
     import transformers
 
     folder = Path(folder)
-    if backend in ("clip", "pocket"):
-        own = backend == "pocket"
-        model = load_component(
-            transformers.CLIPVisionModelWithProjection, folder, "image_encoder" if own else ".", dtype=dtype
-        )
-        mean, std = _statistics(folder / "feature_extractor" if own else folder)
-        return CropEmbedder(model, mean, std, backend, features="tokens" if own else "projection", **options)
+    if backend == "pocket":
+        return NamingEmbedder(load_component(InsertionJudge, folder, ".", dtype=dtype))
+    if backend == "clip":
+        model = load_component(transformers.CLIPVisionModelWithProjection, folder, ".", dtype=dtype)
+        return CropEmbedder(model, *_statistics(folder), name=backend, **options)
     if backend not in ("dinov2", "dinov3"):
         raise InputError(f"embedder {backend!r}: unknown; give dinov3, dinov2, clip or pocket")
     kinds = {

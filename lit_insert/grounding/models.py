@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from lit_insert.segmenters.base import Segmenter
 
 
+# Embedder -> where its weights are by default.
+EMBEDDERS = {
+    "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "dinov2": "facebook/dinov2-with-registers-base",
+    "clip": "openai/clip-vit-base-patch32",
+    "pocket": "pocket",
+}
+
+
 class Stage:
     """Holds one model at a time.
 
@@ -65,6 +74,14 @@ class Loaders:
     def __init__(self, settings: GroundingSettings, device: str = "cpu") -> None:
         self.settings, self.device = settings, device
 
+    def describe(self, role: str) -> dict[str, str]:
+        """Backend, weights and dtype of a role: "segmenter" or "embedder"."""
+        from lit_insert.segmenters.loading import SOURCES
+
+        own = self.settings[role]
+        published = (SOURCES if role == "segmenter" else EMBEDDERS)[own.backend]
+        return {"backend": own.backend, "model": own.model or published, "dtype": own.dtype}
+
     def _dtype(self, name: str) -> Any:
         import torch
 
@@ -115,5 +132,5 @@ class Loaders:
         options: dict[str, Any] = {}
         if own.backend in ("dinov2", "dinov3"):
             options = {"image_size": own.image_size, "crop_size": own.crop_size, "min_patches": own.min_patches}
-        folder = model_folder(own.model, default_pocket="insert", ungated=("dinov2", "clip"))
+        folder = model_folder(own.model or EMBEDDERS[own.backend], default_pocket="judge", ungated=("dinov2", "clip"))
         return load_embedder(own.backend, folder, self._dtype(own.dtype), **options).to(self.device)

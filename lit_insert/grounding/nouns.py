@@ -7,6 +7,7 @@ from lit_insert.grounding import words as lists
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[^\w\s]")
 _LY = re.compile(r"[a-z]{3,}ly$")
 _NOT_ADVERBS = {"butterfly", "dragonfly", "lily", "family", "jelly", "belly", "assembly", "bully", "holly", "fly"}
+_NOT_ADVERBS |= lists.ADJECTIVES
 _NOT_NOUNS = re.compile(r"(ous|ful|ish|ive|ing|[^e]ed|less|able|ible)$")
 _MOTIONS = {"from", "at", "over", "through", "into", "past", "toward", "towards", "across", "along", "around"}
 _LONGEST = 6  # words of a phrase; what is longer is a list of keywords
@@ -78,6 +79,8 @@ def _is_verb(word: str, run: list[str], after: list[str], before: str) -> bool:
         verb = word in lists.INFLECTED and word.endswith(("s", "ing"))
         name = word.endswith("ing") and after[:1] != [] and after[0][0].isupper()
         return after_noun and verb and (opens_object or name or following in _MOTIONS)
+    if word in lists.BASES and after_noun and opens_object:  # "children build a tower"
+        return True
     if before in lists.AUXILIARIES and word.endswith(("ing", "ed")):
         return True
     if word in lists.INFLECTED:

@@ -144,7 +144,8 @@ def _add_pairings(record: dict[str, Any], result: SegmentResult, settings: Groun
 def vectors_of(result: SegmentResult) -> dict[str, Tensor]:
     """Vectors by annotation id, in the order of `as_record`."""
     things = [thing for picture in result.pictures for thing in picture.things]
-    return {str(i): t.vector.contiguous() for i, t in enumerate(things, 1) if t.vector is not None}
+    # Copies: rows of one tensor share its memory, which safetensors refuses.
+    return {str(i): t.vector.clone() for i, t in enumerate(things, 1) if t.vector is not None}
 
 
 def save_result(result: SegmentResult, settings: GroundingSettings, path: Path) -> dict[str, Any]:

@@ -97,8 +97,9 @@ class SegmentPipeline:
 
     def _entities(self, result: SegmentResult, labels: str | list[str] | None, previous: SegmentResult | None) -> None:
         own = self.settings.entities
-        if previous is not None and previous.prompt == result.prompt and previous.entities and labels is None:
-            result.entities = list(previous.entities)
+        known = previous.entities if previous is not None and previous.prompt == result.prompt else []
+        if previous is not None and labels is None and known and known[0].source == own.backend:
+            result.entities = list(known)
             result.models["entities"] = previous.models.get("entities", {})
             return
         with self.stage.hold("entities", lambda: self.loaders.entities(labels)) as held:
@@ -112,8 +113,7 @@ class SegmentPipeline:
         result.models["entities"] = {"backend": name, "model": model, "dtype": own.dtype if model else ""}
 
     def _segment(self, result: SegmentResult, note: Note, save: Save) -> None:
-        own = self.settings.segmenter
-        result.models["segmenter"] = {"backend": own.backend, "model": own.model, "dtype": own.dtype}
+        result.models["segmenter"] = self.loaders.describe("segmenter")
         todo = [p for p in result.pictures if p.status in ("pending", "error")]
         opened = [(picture, _open(picture)) for picture in todo]
         todo = [picture for picture, readable in opened if readable]
@@ -167,8 +167,7 @@ class SegmentPipeline:
             note("second look", len(todo), len(todo))
 
     def _embed(self, result: SegmentResult, note: Note, save: Save) -> None:
-        own = self.settings.embedder
-        result.models["embedder"] = {"backend": own.backend, "model": own.model, "dtype": own.dtype}
+        result.models["embedder"] = self.loaders.describe("embedder")
         todo = [p for p in result.pictures if p.status == "segmented" and p.things]
         for picture in result.pictures:
             if picture.status == "segmented" and not picture.things:

@@ -41,7 +41,8 @@ class SegmenterSettings:
 
     Args:
         backend: sam3, clipseg, pocket or given.
-        model: Its weights: a folder or a hub id; for given the folder of masks.
+        model: Its weights: a folder or a hub id, by default the backend's published ones; for given the folder of
+            masks.
         dtype: Of the weights: auto, float32, float16 or bfloat16.
         threshold: Things with a score above it are kept.
         mask_threshold: A pixel is inside where its probability is above it.
@@ -51,7 +52,7 @@ class SegmenterSettings:
     """
 
     backend: str = "sam3"
-    model: str = "facebook/sam3"
+    model: str = ""
     dtype: str = "auto"
     threshold: float = 0.5
     mask_threshold: float = 0.5
@@ -96,7 +97,7 @@ class EmbedderSettings:
 
     Args:
         backend: dinov3, dinov2, clip or pocket.
-        model: Its weights: a folder or a hub id.
+        model: Its weights: a folder or a hub id; by default the backend's published ones.
         dtype: Of the weights: auto, float32, float16 or bfloat16.
         image_size: Longer side that pictures are brought to, in pixels; dinov3 and dinov2 only.
         crop_size: Side of cut-outs of small things; dinov3 and dinov2 only.
@@ -104,7 +105,7 @@ class EmbedderSettings:
     """
 
     backend: str = "dinov3"
-    model: str = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+    model: str = ""
     dtype: str = "float32"
     image_size: int = 512
     crop_size: int = 224

@@ -67,19 +67,20 @@ def _inflected(base: str) -> set[str]:
 
 
 INFLECTED = frozenset(form for base in _VERBS.split() for form in _inflected(base)) | _set(_IRREGULAR)
+BASES = _set(_VERBS)
 # Plurals and other nouns that look like forms of the verbs above.
 NOUNS = _set("""
 waves plants lights paints drinks drawings painting paintings building buildings ring rings king kings wing wings
 string strings earring earrings ceiling ceilings clothing lightning morning evening wedding railing railings awning
-awnings bedding crossing landing parking spring stuffing sling swing swings dumpling dumplings pudding frosting icing
-flooring siding lettering wiring duckling ducklings seedling seedlings sibling viking vikings sapling saplings herring
-stocking stockings outing offspring thing things skates skis rows boats bed beds seed seeds weed weeds shed sheds sled
-sleds reed reeds thread threads bread breads red head heads parks faces frames covers looks shows ropes leaves
-fireworks dress dresses racket crosses sails streets stacks stack cut cuts set sets paint light cover frame face dance
-camp camps place pets leads lands falls lines cooks watch watches bark saw play park show look wave wait rest line fit
-glow fall drop pass land lighting setting seating furnishing furnishings covering coverings table tables vegetable
-vegetables cable cables stable stables olive olives hive fish dish goldfish starfish jellyfish catfish swordfish
-radish brush bush
+awnings bedding parking spring stuffing sling swing swings dumpling dumplings pudding frosting icing flooring siding
+lettering wiring duckling ducklings seedling seedlings sibling viking vikings sapling saplings herring stocking
+stockings outing offspring thing things skates skis rows boats bed beds seed seeds weed weeds shed sheds sled sleds
+reed reeds thread threads bread breads red head heads parks faces frames covers looks shows ropes leaves fireworks
+dress dresses racket sails streets stacks stack cut cuts set sets paint light cover frame face dance camp camps place
+pets leads lands falls lines cooks watch watches bark saw play park show look wave wait rest line fit glow fall drop
+pass land lighting setting seating furnishing furnishings covering coverings table tables vegetable vegetables cable
+cables stable stables olive olives hive fish dish goldfish starfish jellyfish catfish swordfish radish brush bush
+locomotive locomotives detective native archive relative
 """)
 # "a photo of a dog": what holds the subject is not one.
 PICTURES = _set("""
@@ -103,6 +104,7 @@ soft warm cold hot wet dry clean dirty beautiful pretty cute happy sad empty ful
 thin heavy sunny cloudy rainy snowy foggy stormy calm quiet busy crowded colorful colourful striped checked solid
 shiny rusty fluffy furry curly fresh ripe tropical medieval futuristic rustic cozy elegant serene majestic lush rocky
 sandy grassy narrow steep distant lone lonely single asleep awake afloat abandoned detailed realistic shallow sharp
+elderly friendly lovely woolly silly ugly lively cinematic photorealistic hyperrealistic surreal dramatic
 """)
 # Alone or at the end of a phrase these adjectives are things: "an orange", "a broken glass".
 MATERIALS = _set("orange glass stone gold silver metal")

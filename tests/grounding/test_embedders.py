@@ -52,10 +52,10 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", ["four", "none", "v2", "v2r", "clip"])
+@pytest.mark.parametrize("name", ["four", "none", "v2", "v2r", "clip", "pocket"])
 def test_unit_vectors_from_every_kind(folders, name):
-    backend = "clip" if name == "clip" else "dinov2" if name.startswith("v2") else "dinov3"
-    embedder = load_embedder(backend, folders / name)
+    backend = name if name in ("clip", "pocket") else "dinov2" if name.startswith("v2") else "dinov3"
+    embedder = load_embedder(backend, pocket.path("judge") if name == "pocket" else folders / name)
     found = embedder.vectors(picture(), [WHOLE, DISC, SPECK, EMPTY])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.norm(dim=1), torch.tensor([1.0, 1, 1, 0]))
@@ -102,12 +102,12 @@ def test_patch_and_registers_are_read_from_the_config(folders):
 
 
 def test_the_same_thing_elsewhere_has_nearly_the_same_vector_and_another_has_not():
-    embedder = load_embedder("pocket", pocket.path("insert"))
+    embedder = load_embedder("pocket", pocket.path("judge"))
     small, large = picture(), picture(240, 160)
     one = embedder.vectors(small, [DISC, BAR])
     two = embedder.vectors(large, [thing(24, 32, 72, 80, (160, 240)), thing(144, 64, 72, 32, (160, 240))])
     similar = one @ two.T
-    assert similar.diagonal().min() > 0.97
+    assert similar.diagonal().min() > 0.9
     assert (similar - torch.eye(2) * 2).max() < similar.diagonal().min() - 0.05
 
 

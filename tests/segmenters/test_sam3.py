@@ -129,15 +129,19 @@ def test_instances_are_sorted_capped_and_above_the_threshold(segmenter):
     assert not any(segmenter.instances(picture(), PROMPTS, threshold=0.99))
 
 
-def test_memory_of_many_large_masks_stays_small():
+def test_memory_of_many_large_masks_stays_small(monkeypatch):
     resource = pytest.importorskip("resource")
     raw = answer(40, side=32)
     raw.masks = torch.nn.functional.avg_pool2d(raw.masks, 9, stride=1, padding=4) * 9
     raw.scores[:] = 0.9
     sam3._pick(raw, 0, (300, 400), 0.5, 0.5, 40)
+    stretched = []
+    own = sam3._stretch
+    monkeypatch.setattr(sam3, "_stretch", lambda maps, size: stretched.append(len(maps)) or own(maps, size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = sam3._pick(raw, 0, (3000, 4000), 0.5, 0.5, 40)
     assert len(found) == 40
+    assert stretched == [2] * 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 0.5 * 2**20  # kilobytes
 
 
