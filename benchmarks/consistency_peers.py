@@ -8,6 +8,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from lit_insert.consistency.edm import Denoiser
@@ -46,7 +47,7 @@ def objective_of(path: Path) -> str:
     raise InputError(f"--peer {path}: no checkout of Kinyugo/consistency_models or locuslab/ect")
 
 
-def load_peer(path: Path, unet: nn.Module, *, steps: int, s1: int, stages: int) -> Peer:
+def load_peer(path: Path, unet: UNet2DModel, *, steps: int, s1: int, stages: int) -> Peer:
     """A peer's objective, schedule and preconditioning around a network of ours.
 
     Args:
@@ -104,7 +105,7 @@ class QuarterLog(nn.Module):
         return self.unet(x, 1000 * quarter_log).sample.to(x.dtype)
 
 
-def _ect(unet: nn.Module, steps: int, stages: int) -> Peer:
+def _ect(unet: UNet2DModel, steps: int, stages: int) -> Peer:
     from training import networks
     from training.loss import ECMLoss
 
