@@ -42,6 +42,7 @@ bench: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/full_size.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mask_quality.py --n 64
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mask_throughput.py --size 128 --steps 1
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/grounding_quality.py --model none --n 64
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

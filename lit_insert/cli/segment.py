@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", choices=PRESETS, help="a configuration of the package; default: SAM 3, Qwen3-VL, DINOv3"
     )
     how.add_argument("--config", metavar="FILE", help="YAML with the settings; what it leaves out is as in default")
-    how.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting, such as nms.iou=0.8")
+    how.add_argument("--set", metavar="KEY=VALUE", action="append", help="any setting, such as nms.iou=0.8")
     how.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     how.add_argument("--dtype", metavar="TYPE", help="of all models: auto, float32, float16, bfloat16")
     how.add_argument("--entities", metavar="NAME", help="qwen3-vl, noun-phrases or given")
@@ -140,7 +140,7 @@ def _settings(options: argparse.Namespace) -> "GroundingSettings":
             _put(given, f"{part}.dtype", options.dtype)
     if options.no_report:
         _put(given, "output.report", False)
-    for text in options.set:
+    for text in options.set or []:
         _put(given, *_assignment(text))
     return settings_from(check_yaml(file), given, origins=(str(file), "command line"))
 
