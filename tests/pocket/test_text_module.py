@@ -5,6 +5,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from lit_insert import pocket
 from lit_insert.data.caption_scenes import CaptionScenesDataModule
 from lit_insert.errors import InputError
+from lit_insert.mifo.settings import SynthesisSettings
 from lit_insert.mifo.sources import load_base
 from lit_insert.pocket.text_module import TextToImageModule, text_unet
 
@@ -56,7 +57,9 @@ def test_the_export_is_a_stable_diffusion(module, tmp_path):
     theirs = pipe(prompt, num_inference_steps=2, guidance_scale=3.0, latents=noise, output_type="pt").images * 2 - 1
     ours = module.draw([prompt], torch.Generator().manual_seed(3))
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
-    assert load_base(str(tmp_path / "out")).tokenizer.model_max_length == 32
+    parts = load_base(str(tmp_path / "out"))
+    assert parts.tokenizer.model_max_length == 32
+    assert SynthesisSettings.of(parts.settings).guidance_scale == module.sampling["guidance_scale"]
     module.train()
 
 
