@@ -13,6 +13,7 @@ from lit_insert.artifacts.resolve import resolve_model
 from lit_insert.artifacts.weights import load_component
 from lit_insert.errors import InputError
 
+_TOKENIZER = ("tokenizer.json", "vocab.json")
 # CLIP's own normalisation.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -42,10 +43,9 @@ class ClipScorer:
         found = resolve_model(source)
         folder = pull_model(found.location) if found.kind == "hub" else found.path.resolve()
         model = load_component(CLIPModel, folder.parent, folder.name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: no tokenizer in it") from error
+        if not any((folder / name).is_file() for name in _TOKENIZER):  # it would come without a vocabulary
+            raise InputError(f"{folder}: no tokenizer in it (looked for {', '.join(_TOKENIZER)})")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer)
 
     def to(self, device: torch.device | str) -> "ClipScorer":

@@ -38,7 +38,9 @@ class Lazy(Generic[Part]):
         if self.keep:
             return
         if self.load is not None:
-            self.value = None
+            if self.value is not None:
+                self.value = None
+                gc.collect()  # parts of a model may refer to each other
         elif isinstance(self.value, nn.Module):
             self.value.to("cpu")
 
@@ -67,8 +69,6 @@ class PeakMemory:
             self.stages[name] = {} if sys.platform == "win32" else {"process_mb": round(_process_peak(), 1)}
             if self.device.type == "cuda":
                 self.stages[name]["device_mb"] = round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
-            gc.collect()
-            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
