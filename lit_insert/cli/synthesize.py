@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[[P],…]",
         help="token positions of each box's subject, the first word being 1; by default they are found",
     )
-    auto = "float16 on an accelerator, float32 on the CPU"
+    auto = "bfloat16 on an accelerator, float32 on the CPU"
     add_model_options(parser, batch_size=4, batch_help="pictures made at once", auto=auto)
     parser.add_argument(
         "--model_id",
@@ -96,9 +96,20 @@ def _add_sampling(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--cfg_plus_plus", action="store_true", help="CFG++ in place of classifier-free guidance; scale 0 to 1"
     )
-    how.add_argument("--negative_prompt", metavar="TEXT", default="", help="what to keep away from")
+    how.add_argument("--negative_prompt", metavar="TEXT", help="what to keep away from")
     how.add_argument("--height", metavar="PX", type=positive, help="by default the model's own")
     how.add_argument("--width", metavar="PX", type=positive, help="by default the model's own")
+    how.add_argument(
+        "--end_tokens",
+        choices=("subjects", "everywhere", "nowhere"),
+        help="who sees the end of the prompt, which sums it up; by default the model's own",
+    )
+    how.add_argument(
+        "--separate_words",
+        action="store_true",
+        default=None,
+        help="read each subject's words without the others'; by default the model's own",
+    )
     how.add_argument("--no_masks", action="store_true", help="do not keep attention within the boxes")
     how.add_argument("--no_guidance", action="store_true", help="do not move latents towards the boxes")
     how.add_argument("--no_refinement", action="store_true", help="keep the boxes as regions to the end")
@@ -203,7 +214,7 @@ def _pipeline(options: argparse.Namespace) -> "SynthesisPipeline":
     device = device_name(options.device)
     dtype = options.dtype
     if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "float16"
+        dtype = "float32" if device == "cpu" else "bfloat16"  # float16 overflows in the guidance
     pipeline = SynthesisPipeline.from_pretrained(options.model, dtype=getattr(torch, dtype), base=options.base)
     move(pipeline, device)
     for name in ("num_inference_steps", "guidance_scale"):  # so that results.json says what was used
@@ -238,12 +249,13 @@ def _draw(
 
     steps = options.num_inference_steps or pipeline.settings.num_inference_steps
     guidance = {"objective": options.objective, "step_size": options.step_size}
-    names = ("num_images", "seed", "cfg_plus_plus", "negative_prompt", "height", "width", "batch_size")
+    names = ("num_images", "seed", "cfg_plus_plus", "end_tokens", "separate_words", "height", "width", "batch_size")
     began = time.perf_counter()
     try:
         output = pipeline(
             job.prompt,
             job.boxes,
+            negative_prompt=options.negative_prompt or "",
             num_inference_steps=steps,
             guidance_scale=options.guidance_scale,
             masks=not options.no_masks,

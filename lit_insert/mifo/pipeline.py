@@ -18,6 +18,7 @@ from lit_insert.diffusion.schedulers import scheduler_by_name
 from lit_insert.diffusion.text import prompt_states
 from lit_insert.errors import InputError
 from lit_insert.images import to_pil
+from lit_insert.mifo.bounded import EndTokens
 from lit_insert.mifo.boxes import Box, check_subjects, make_boxes
 from lit_insert.mifo.guidance import GuidanceSettings
 from lit_insert.mifo.prompts import PromptTokens, check_placeholders, find_tokens, separate_states
@@ -171,6 +172,8 @@ class SynthesisPipeline:
         masks: bool = True,
         guidance: bool | GuidanceSettings | dict[str, Any] = True,
         refinement: bool | RefinementSettings | dict[str, Any] = True,
+        end_tokens: EndTokens | None = None,
+        separate_words: bool | None = None,
         subject_token_indices: Sequence[Sequence[int]] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -196,6 +199,8 @@ class SynthesisPipeline:
             masks: Keep attention within bounds.
             guidance: Guide the latents; or how, in part or whole.
             refinement: Let regions follow the picture once it has taken shape; or how. Of no use without masks.
+            end_tokens: Who sees the end of the prompt: "subjects", "everywhere", "nowhere"; by default the model's own.
+            separate_words: Read each subject's words without the others'; by default the model's own.
             subject_token_indices: Token positions of each box's subject (the first word is 1), for a list of boxes;
                 by default they are found.
             height: In pixels; by default the model's own.
@@ -214,8 +219,15 @@ class SynthesisPipeline:
             raise InputError("num_images and batch_size must be at least 1")
         if guidance_scale is None and cfg_plus_plus:
             guidance_scale = CFG_PLUS_PLUS_SCALE
-        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        settings = changed(self.settings, {**given, "guidance": _part(guidance), "refinement": _part(refinement)})
+        given = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "end_tokens": end_tokens,
+            "separate_words": separate_words,
+            "guidance": _part(guidance),
+            "refinement": _part(refinement),
+        }
+        settings = changed(self.settings, given)
         if cfg_plus_plus and not 0 <= settings.guidance_scale <= 1:
             raise InputError(f"guidance_scale is {settings.guidance_scale:g}; CFG++ takes 0 to 1")
         size = self._latent_size(height, width)

@@ -75,7 +75,8 @@ def test_several_prompts_with_boxes_of_their_own(models):
         "a blue square",
     ]
     Path("prompts.json").write_text(json.dumps(jobs))
-    assert run("--model", models / "base", "--prompts", "prompts.json", "--no_guidance", "--steps", "2") == 0
+    flags = ["--steps", "2", "--end_tokens", "nowhere", "--separate_words"]
+    assert run("--model", models / "base", "--prompts", "prompts.json", "--no_guidance", *flags) == 0
     assert [r["output"] for r in record()["results"]] == [
         "a-red-circle-x_00000.png",
         "a-red-circle-x-2_00000.png",

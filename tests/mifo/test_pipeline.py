@@ -72,11 +72,10 @@ def test_each_kind_of_control_changes_the_picture(pipe):
     refined = latents(pipe, PROMPT, BOXES, **{**off, "masks": True, "refinement": {"min_score": 0.0}})
     guided = latents(pipe, PROMPT, BOXES, **{**off, "guidance": True})
     both = latents(pipe, PROMPT, BOXES, **{**off, "masks": True, "guidance": True})
-    pipe.settings.separate_words = True
-    apart = latents(pipe, PROMPT, BOXES, **{**off, "masks": True})
-    assert torch.equal(latents(pipe, PROMPT, BOXES, **off), plain)
-    pipe.settings.separate_words = False
-    different = [plain, masks, refined, guided, both, apart]
+    apart = latents(pipe, PROMPT, BOXES, **{**off, "masks": True}, separate_words=True)
+    assert torch.equal(latents(pipe, PROMPT, BOXES, **off, separate_words=True), plain)
+    ends = latents(pipe, PROMPT, BOXES, **{**off, "masks": True}, end_tokens="nowhere")
+    different = [plain, masks, refined, guided, both, apart, ends]
     assert not any(torch.allclose(a, b) for i, a in enumerate(different) for b in different[:i])
     assert torch.equal(latents(pipe, PROMPT), plain)  # and leaves nothing behind
 
