@@ -47,18 +47,23 @@ class Stage:
             yield held
         finally:
             held.clear()
-            free()
+            free(collect=self.history[-1][1]() is not None)
 
     def alive(self) -> list[str]:
         """Names of the models that are still in memory."""
         return [name for name, reference in self.history if reference() is not None]
 
 
-def free() -> None:
-    """Give memory back, the accelerator's too."""
+def free(collect: bool = True) -> None:
+    """Give memory back, the accelerator's too.
+
+    Args:
+        collect: Look for what only refers to itself, which takes a second where the libraries are large.
+    """
     import torch
 
-    gc.collect()
+    if collect:
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
