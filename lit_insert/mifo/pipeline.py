@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DDIMScheduler
-from diffusers.utils import BaseOutput
 from rich.progress import Progress
 from torch import Tensor
 
@@ -21,30 +19,12 @@ from lit_insert.images import to_pil
 from lit_insert.mifo.bounded import EndTokens
 from lit_insert.mifo.boxes import Box, check_subjects, make_boxes
 from lit_insert.mifo.guidance import GuidanceSettings
+from lit_insert.mifo.output import SynthesisOutput, note_control
 from lit_insert.mifo.prompts import PromptTokens, check_placeholders, find_tokens, separate_states
 from lit_insert.mifo.regions import RefinementSettings
 from lit_insert.mifo.sampling import Control, denoise
 from lit_insert.mifo.settings import CFG_PLUS_PLUS_SCALE, SynthesisSettings, changed
 from lit_insert.mifo.sources import POCKET, TextParts, load_parts, save_parts
-
-
-@dataclass
-class SynthesisOutput(BaseOutput):
-    """What `SynthesisPipeline` returns, one entry a picture.
-
-    Attributes:
-        images: PIL pictures; or with ``output_type`` "pt" float32 tensors (3,H,W) in [0,1], or latents (C,h,w).
-        seeds: The seed of each.
-        boxes: The boxes, the same for all; empty without.
-        losses: Loss of the guidance before its first step and after its last; None where there was none.
-        regions: Boolean (S,h,w), the last regions of the subjects; None where they were the boxes.
-    """
-
-    images: list[Any]
-    seeds: list[int]
-    boxes: list[Box] = field(default_factory=list)
-    losses: list[tuple[float, float] | None] = field(default_factory=list)
-    regions: list[Tensor | None] = field(default_factory=list)
 
 
 class SynthesisPipeline:
@@ -271,7 +251,7 @@ class SynthesisPipeline:
                         on_step=step_done,
                     )
                 output.images += list(latents.cpu()) if output_type == "latent" else self._decode(latents, output_type)
-                _note(output, control, len(seeds))
+                note_control(output, control, len(seeds))
         output.boxes = [] if located is None else located[0]
         return output
 
@@ -312,12 +292,3 @@ class SynthesisPipeline:
 def _part(given: Any) -> Any:
     """Settings from a call, None where it only says whether."""
     return None if isinstance(given, bool) else given
-
-
-def _note(output: SynthesisOutput, control: Control | None, count: int) -> None:
-    """Take over what a batch's control has to say."""
-    losses = control.losses if control is not None else []
-    pairs = torch.stack([losses[0][0], losses[-1][1]], dim=1).tolist() if losses else [None] * count
-    output.losses += [None if pair is None else (pair[0], pair[1]) for pair in pairs]
-    refined = None if control is None else control.regions.refined
-    output.regions += [None] * count if refined is None else list(refined.cpu())
