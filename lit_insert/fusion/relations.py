@@ -20,7 +20,7 @@ _RELATIONS = (
     (r"(?:next to|beside|by|near|close to|around)", "near"),
     (r"(?:on top of|on|in|inside|at|upon)", "on"),
 )
-_FILLER = r"(?:on|in|at|to)?\s*(?:the\s+)?"
+_FILLER = r"(?:(?:on|in|at|to) )?(?:the )?"
 _NAMES = {"upper": "top", "lower": "bottom", "middle": "center", "centre": "center", "centered": "center"}
 
 

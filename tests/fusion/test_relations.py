@@ -8,6 +8,11 @@ from lit_insert.fusion.relations import Location, beside, parse_location
     ("phrase", "location"),
     [
         ("bottom left", Location("bottom_left")),
+        ("top right", Location("top_right")),
+        ("top", Location("top")),
+        ("to the top left", Location("top_left")),
+        ("bottom_right", Location("bottom_right")),
+        ("the ontop", Location(None, "on", "the ontop")),
         ("in the upper right corner", Location("top_right")),
         ("On the left side of the picture", Location("left")),
         ("at the top", Location("top")),
