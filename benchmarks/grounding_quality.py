@@ -72,12 +72,30 @@ class Count:
         }
 
 
+class Cleaned:
+    """A segmenter whose smallest specks are left out, as the pipeline does.
+
+    Args:
+        segmenter: The segmenter.
+        least: Smallest area, of the picture.
+    """
+
+    def __init__(self, segmenter: Segmenter, least: float) -> None:
+        self.segmenter, self.least = segmenter, least
+
+    def instances(self, image: Any, prompts: list[str], **options: Any) -> list[Instances]:
+        """What is found, without specks."""
+        least = self.least * image.width * image.height
+        answers = self.segmenter.instances(image, prompts, **options)
+        return [Instances(a.prompt, a.presence, [t for t in a if t.area >= least]) for a in answers]
+
+
 def full_name(label: torch.Tensor) -> str:
     """What a caption calls a thing, without its article."""
     return world.describe(label).split(" ", 1)[1]
 
 
-def instances(segmenter: Segmenter, data: PhraseSceneDataset, n: int, options: dict[str, float]) -> dict[str, Any]:
+def instances(segmenter: Cleaned, data: PhraseSceneDataset, n: int, options: dict[str, float]) -> dict[str, Any]:
     """Scores of phrases, of the controls, and of absence."""
     model, other, everything = Count(), Count(), Count()
     absent, quiet = 0, 0
@@ -86,7 +104,7 @@ def instances(segmenter: Segmenter, data: PhraseSceneDataset, n: int, options: d
         things = [t.numpy() > 0.5 for t in sample["things"]]
         present = sample["labels"][:, 0] >= 0
         match = named(sample["kinds"][None], sample["labels"][None], present[None])[0]
-        answers = segmenter.instances(to_pil(sample["image"]), sample["phrases"].split(";"), **options)  # type: ignore[arg-type]
+        answers = segmenter.instances(to_pil(sample["image"]), sample["phrases"].split(";"), **options)
         truths = [[things[k] for k in range(4) if row[k]] for row in match]
         for p, (answer, truth) in enumerate(zip(answers, truths, strict=True)):
             found = [thing.mask for thing in answer]
@@ -112,11 +130,11 @@ def exact(things: torch.Tensor, present: torch.Tensor) -> list[Instance]:
     return [m for m in made if m is not None]
 
 
-def found_things(segmenter: Segmenter, image: Any, labels: list[str], options: dict[str, float]) -> list[Instance]:
+def found_things(segmenter: Cleaned, image: Any, labels: list[str], options: dict[str, float]) -> list[Instance]:
     """What is found for labels; a thing that two of them name counts once."""
     from lit_insert.grounding.nms import Labelled, suppress
 
-    answers: list[Instances] = segmenter.instances(image, labels, **options)  # type: ignore[arg-type]
+    answers: list[Instances] = segmenter.instances(image, labels, **options)
     kept = suppress([Labelled(a.prompt, thing) for a in answers for thing in a])
     return [k.instance for k in kept]
 
@@ -130,7 +148,7 @@ def which(thing: Instance, truth: list[Instance]) -> int | None:
 
 
 def pairing(
-    segmenter: Segmenter | None, embedder: Embedder, data: PhraseSceneDataset, n: int, options: dict[str, float]
+    segmenter: Cleaned | None, embedder: Embedder, data: PhraseSceneDataset, n: int, options: dict[str, float]
 ) -> dict[str, float]:
     """Share of the rearranged scene's things that are led back to a thing of the same kind in the scene."""
     index = torch.arange(n) + SceneDataset._FIRST[data.split]
@@ -198,12 +216,15 @@ def main() -> None:
     parser.add_argument("--phrases", type=int, default=6, help="a scene")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--mask_threshold", type=float, default=0.5)
+    parser.add_argument(
+        "--min_area", type=float, default=0.005, help="of a scene; smaller specks go, as in pocket.yaml"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
 
     began = time.perf_counter()
     options = {"threshold": args.threshold, "mask_threshold": args.mask_threshold}
-    segmenter = None if args.model == "none" else load_segmenter("pocket", args.model)
+    segmenter = None if args.model == "none" else Cleaned(load_segmenter("pocket", args.model), args.min_area)
     embedder = load_embedder("pocket", resolve_model("pocket", default_pocket="judge").path)
     data = PhraseSceneDataset(args.split, args.n, size=args.size, phrases=args.phrases, least=2)
     scores: dict[str, Any] = {"entities": entities(args.split, args.n)}
