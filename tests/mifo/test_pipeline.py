@@ -49,18 +49,18 @@ def test_settings_come_from_the_base_and_the_instances(pipe):
 
 
 def test_pictures_are_those_of_their_seeds_whatever_the_batch(pipe):
-    output = pipe(PROMPT, BOXES, num_images=3, seed=7)
+    few = {"num_images": 3, "seed": 7, "num_inference_steps": 2}
+    output = pipe(PROMPT, BOXES, **few)
     assert [p.size for p in output.images] == [(32, 32)] * 3
     assert output.seeds == [7, 8, 9]
     assert [b.subject for b in output.boxes] == list(BOXES)
     assert all(before > after for before, after in output.losses)
-    together = latents(pipe, PROMPT, BOXES, num_images=3, seed=7)
-    assert torch.equal(latents(pipe, PROMPT, BOXES, num_images=3, seed=7), together)
-    for batch_size in (1, 2):
-        assert torch.allclose(
-            latents(pipe, PROMPT, BOXES, num_images=3, seed=7, batch_size=batch_size), together, atol=1e-3
-        )
-    assert torch.allclose(latents(pipe, PROMPT, BOXES, seed=9)[0], together[2], atol=1e-3)
+    together = latents(pipe, PROMPT, BOXES, **few)
+    assert torch.equal(latents(pipe, PROMPT, BOXES, **few), together)
+    assert torch.allclose(latents(pipe, PROMPT, BOXES, **few, batch_size=2), together, atol=1e-3)
+    assert torch.allclose(
+        latents(pipe, PROMPT, BOXES, **{**few, "num_images": 1, "seed": 9})[0], together[2], atol=1e-3
+    )
     assert not torch.allclose(together[0], together[1])
 
 
