@@ -29,6 +29,7 @@ from lit_insert.data import world
 from lit_insert.data.image_scenes import SceneImages
 from lit_insert.data.phrase_scenes import PhraseSceneDataset, phrase
 from lit_insert.errors import InputError
+from lit_insert.fusion.finishing import into_scene
 from lit_insert.fusion.latents import LatentSpace, load_autoencoder
 from lit_insert.fusion.loading import load_transformer
 from lit_insert.fusion.network import DiTDH
@@ -175,8 +176,9 @@ def measure_fusion(
     judge = InsertionJudge.from_pretrained(pocket.path("judge"))
     how = FusionSettings(global_scale=1.0, avoid=("thing",))
     landed, free, shown = [], [], []
-    rows: dict[float, list[dict[str, float]]] = {t: [] for t in strengths}
-    results: dict[float, list[Tensor]] = {t: [] for t in strengths}
+    every = [0.0, *strengths]  # 0: the fused features as they are, before any flow
+    rows: dict[float, list[dict[str, float]]] = {t: [] for t in every}
+    results: dict[float, list[Tensor]] = {t: [] for t in every}
     for number, case in enumerate(track(cases, "fusing", console=Console(stderr=True))):
         if truth is not None:
             truth.case = case
@@ -188,11 +190,13 @@ def measure_fusion(
         box = (ys.min(), xs.min(), ys.max() + 1, xs.max() + 1) if len(ys) else (0, 0, 1, 1)
         landed.append(in_region(case, box))
         free.append(bool((pixels & (case.things.max(0) > 0)).sum() <= 0.05 * max(pixels.sum(), 1)))
-        if pipe._transformer is None:
-            continue
-        out = pipe.refine([artifact], base_images=[case.scene], strengths=strengths, num_inference_steps=steps)[0]
+        assert artifact.base is not None
+        made = into_scene(pipe._space(pipe.device), artifact, artifact.base, case.scene, [artifact.fused])
+        if pipe._transformer is not None:
+            out = pipe.refine([artifact], base_images=[case.scene], strengths=strengths, num_inference_steps=steps)[0]
+            made += list(zip(out.images, out.reports, strict=True))
         centre = torch.tensor([[(box[1] + box[3]) / 2, (box[0] + box[2]) / 2]])
-        for strength, picture, report in zip(strengths, out.images, out.reports, strict=True):
+        for strength, (picture, report) in zip(every, made, strict=False):
             result = to_tensor(picture)[None]
             results[strength].append(result)
             named = torch.stack([head.argmax(-1) for head in judge(crop_around(result, centre))], 1)[0]
@@ -208,11 +212,11 @@ def measure_fusion(
                 }
             )
         if number < 8:
-            shown.append([case.scene, case.portrait, pipe.preview(artifact), *out.images])
+            shown.append([case.scene, case.portrait, *(picture for picture, _ in made)])
     placed = {"in_region": float(np.mean(landed)), "on_free_space": float(np.mean(free))}
     table = []
     real = torch.cat([to_tensor(c.scene)[None] for c in cases])
-    for strength in strengths:
+    for strength in every:
         if not rows[strength]:
             continue
         mean = {k: float(np.mean([r[k] for r in rows[strength]])) for k in rows[strength][0]}
@@ -352,7 +356,7 @@ def run(args: argparse.Namespace) -> None:
         placed, table, shown = measure_fusion(pipe, cases, truth, args.strengths, args.steps)
         scores |= placed
         if args.grid and shown:
-            heading = ["scene", "object", "fused", *(f"t {t:g}" for t in args.strengths)]
+            heading = ["scene", "object", "before the flow", *(f"t {t:g}" for t in args.strengths)]
             save_image(image_grid(shown, captions=heading, cell=96), args.grid)
         if net is not None:
             scores |= measure_transformer(space, net, args.n, args.split, args.steps, args.guidance_scale)

@@ -32,7 +32,8 @@ def test_the_whole_of_it_on_random_models(monkeypatch, capsys, tmp_path):
         load("fusion_quality").main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["missing"] == []
-    scores, row = result["scores"], result["strengths"][0]
+    scores, row = result["scores"], result["strengths"][1]
+    assert [r["strength"] for r in result["strengths"]] == [0.0, 0.3]
     assert scores["in_region"] >= 0.75, "placing needs no trained weights"
     assert scores["on_free_space"] >= 0.75
     assert row["background_max_abs_diff"] == 0
