@@ -71,6 +71,7 @@ def main() -> None:
     add("--token_steps", type=int, default=50, help="steps of the first phase")
     add("--finetune_steps", type=int, default=200, help="steps of the second phase")
     add("--batch_size", type=int, default=4)
+    add("--shift", type=float, default=0.5, help="largest random shift of the picture, in sides")
     add("--token_lr", type=float, default=3e-2)
     add("--finetune_lr", type=float, default=3e-4)
     add("--reward", type=float, default=1.0, help="weight of the reward; the penalty has twice as much")
@@ -145,7 +146,9 @@ def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
 
 def learn(args: argparse.Namespace, judge: InsertionJudge, mode: str, scene: str, seed: int) -> dict[str, float]:
     """Train one run and measure it."""
-    data = MaskedInstanceDataModule(str(scene_folder(args, scene)), size=32, batch_size=args.batch_size, seed=seed)
+    data = MaskedInstanceDataModule(
+        str(scene_folder(args, scene)), size=32, batch_size=args.batch_size, shift=args.shift, seed=seed
+    )
     module = module_for(args, mode, seed)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=args.token_steps + args.finetune_steps, gradient_clip_val=1.0, logger=False,

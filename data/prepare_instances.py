@@ -59,8 +59,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Build the folder, or look at one, and tell what is odd."""
+    from lit_insert.data.instance_folder import read_instances
     from lit_insert.data.instance_recipe import draw_scene, parse_thing, write_instances, write_page
-    from lit_insert.data.instances import read_instances
     from lit_insert.images import load_image
 
     if args.check is not None:

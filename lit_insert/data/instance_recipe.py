@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_insert.artifacts.atomic import atomic_folder
 from lit_insert.data import world
-from lit_insert.data.instances import read_instances
+from lit_insert.data.instance_folder import read_instances
 from lit_insert.errors import InputError
 from lit_insert.images import save_image, to_pil
 from lit_insert.report import Report

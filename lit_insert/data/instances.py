@@ -1,142 +1,27 @@
-"""One picture with a mask for each of its instances: what learning new words starts from."""
+"""Samples of one picture with a mask for each of its instances: what learning new words reads."""
 
 import logging
-import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
+from lit_insert.data.instance_folder import class_pictures, read_instances, square
 from lit_insert.data.loading import (
-    BrokenSample,
     ResumableLoader,
     processed_batches,
     resumable_loader,
     sample_generator,
 )
-from lit_insert.data.mask_folder import read_mask
 from lit_insert.errors import InputError
-from lit_insert.images import IMAGE_SUFFIXES, load_image, to_tensor
-from lit_insert.letterbox import place
+from lit_insert.images import load_image, to_tensor
 
 log = logging.getLogger(__name__)
-_MASK = re.compile(r"mask(\d+)\.png")
-_SAME, _TINY, _CUT = 0.5, 0.02, 0.1
+_CUT = 0.1
 _NONE = -1
-
-
-@dataclass
-class Instances:
-    """A picture and its instances as files have them.
-
-    Attributes:
-        image: RGB, upright.
-        masks: uint8 (K,H,W) in {0,1}, in the picture's size.
-        warnings: What is odd but usable, a line each.
-    """
-
-    image: Image.Image
-    masks: np.ndarray
-    warnings: list[str]
-
-
-def read_instances(folder: str | Path) -> Instances:
-    """Read ``img.jpg`` (or ``.png``) and ``mask0.png``, ``mask1.png``, … in the order of their numbers.
-
-    Args:
-        folder: Where they are.
-
-    Raises:
-        InputError: If the picture is missing or there are two, there is no mask, a number is left out, a mask is
-            unreadable, empty or of another size than the picture, or two masks show the same thing.
-    """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give one with img.jpg, mask0.png, mask1.png, …")
-    pictures = [p for name in ("img.jpg", "img.jpeg", "img.png") if (p := folder / name).is_file()]
-    if len(pictures) != 1:
-        found = "no img.jpg or img.png" if not pictures else f"both {pictures[0].name} and {pictures[1].name}"
-        raise InputError(f"{folder}: has {found}; one picture is needed")
-    image = load_image(pictures[0])
-    numbered = {int(m[1]): p for p in folder.iterdir() if (m := _MASK.fullmatch(p.name))}
-    if not numbered:
-        raise InputError(f"{folder}: has no mask0.png; give a mask for each instance, mask0.png, mask1.png, …")
-    gap = next((i for i in range(len(numbered)) if i not in numbered), None)
-    if gap is not None:
-        raise InputError(
-            f"{folder}: mask{gap}.png is missing, but there is mask{max(numbered)}.png; number without gaps"
-        )
-    masks = np.stack([_read(numbered[i], image.size) for i in range(len(numbered))])
-    return Instances(image, masks, _odd(folder, masks))
-
-
-def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
-    try:
-        mask = read_mask(path)
-    except BrokenSample as error:
-        raise InputError(str(error)) from error
-    if mask.shape[::-1] != size:
-        have = f"{mask.shape[1]}x{mask.shape[0]}"
-        raise InputError(f"{path}: is {have} pixels, the picture {size[0]}x{size[1]}; make them the same size")
-    if not mask.any():
-        raise InputError(f"{path}: is empty; paint the instance white on black")
-    return mask
-
-
-def _odd(folder: Path, masks: np.ndarray) -> list[str]:
-    """Warnings on tiny and overlapping masks; those of the same thing are refused."""
-    areas = masks.sum((1, 2))
-    warnings = [
-        f"{folder / f'mask{i}.png'}: covers {area / masks[0].size:.1%} of the picture, a few cells of the attention; "
-        "crop the picture closer"
-        for i, area in enumerate(areas)
-        if area < _TINY * masks[0].size
-    ]
-    for i in range(len(masks)):
-        for k in range(i):
-            shared = int((masks[i] & masks[k]).sum()) / int(min(areas[i], areas[k]))
-            pair = f"{folder}: mask{k}.png and mask{i}.png share {shared:.0%} of the smaller one"
-            if shared > _SAME:
-                raise InputError(f"{pair}; each instance needs pixels of its own")
-            if shared > 0:
-                warnings.append(f"{pair}; what they share teaches both words")
-    return warnings
-
-
-def square(image: Tensor, masks: Tensor, size: int, fit: Literal["crop", "pad"]) -> tuple[Tensor, Tensor]:
-    """Bring a picture and its masks to a square, aspect kept.
-
-    Args:
-        image: (3,H,W) in [-1,1].
-        masks: (K,H,W) in {0,1}.
-        size: Side of the square, pixels.
-        fit: "crop" cuts the longer side, where the instances lose least; "pad" adds grey margins.
-
-    Returns:
-        The picture (3,size,size) and the masks (K,1,size,size).
-    """
-    height, width = image.shape[-2:]
-    if fit == "pad":
-        return place(image, (size, size)), (place(masks[:, None].float(), (size, size)) >= 0.5).float()
-    side = min(height, width)
-    weight = masks.flatten(1).sum(1).clamp(min=1)[:, None]
-    lines = (masks.sum(1) if width > height else masks.sum(2)) / weight  # share of each instance in a column or row
-    kept = torch.nn.functional.pad(lines.cumsum(1), (1, 0))
-    kept = (kept[:, side:] - kept[:, : kept.shape[1] - side]).amin(0)
-    best = (kept >= kept.max() - 1e-4).nonzero()[:, 0]
-    start = int(best[(best - (len(kept) - 1) / 2).abs().argmin()])  # of the equally good ones, the most central
-    top, left = (0, start) if width > height else (start, 0)
-    area = [top, left, side, side, [size, size]]
-    picture = F.resized_crop(image, *area, InterpolationMode.BILINEAR, antialias=True)
-    return picture, F.resized_crop(masks[:, None].float(), *area, InterpolationMode.NEAREST)
 
 
 class InstanceDataset:
@@ -156,8 +41,9 @@ class InstanceDataset:
         placeholder: Token with ``{}`` for the number of the instance.
         union_sampling: Name one to K instances, each number equally likely; else one.
         flip: Probability of mirroring.
+        shift: Largest shift of the picture, in its sides; the instances named stay inside.
         seed: Seed of the choices.
-        training: If not, a sample names all instances, every second one in reverse order, and is not mirrored.
+        training: If not, a sample names all instances, every second one in reverse order, and is the picture itself.
         prior: Class pictures and their caption.
     """
 
@@ -172,19 +58,15 @@ class InstanceDataset:
         placeholder: str = "<asset{}>",
         union_sampling: bool = True,
         flip: float = 0.5,
+        shift: float = 0.0,
         seed: int = 0,
         training: bool = True,
         prior: tuple[list[Path], str] | None = None,
     ) -> None:
         self.image, self.masks, self.name, self.length = image, masks, name, length
         self.template, self.placeholder = template, placeholder
-        self.union_sampling, self.flip, self.seed, self.training, self.prior = (
-            union_sampling,
-            flip,
-            seed,
-            training,
-            prior,
-        )
+        self.union_sampling, self.flip, self.shift = union_sampling, flip, shift
+        self.seed, self.training, self.prior = seed, training, prior
 
     def __len__(self) -> int:
         return self.length
@@ -208,12 +90,15 @@ class InstanceDataset:
         image = self.image
         if mirrored:
             image, masks = image.flip(-1), masks.flip(-1)
+        moved = ""
+        if self.training and self.shift:
+            image, masks, moved = shifted(image, masks, self.shift, generator)
         sample = {
             "image": image,
             "masks": masks,
             "instances": torch.nn.functional.pad(order, (0, count - len(order)), value=_NONE),
             "caption": caption_of(order.tolist(), self.template, self.placeholder),
-            "id": f"{self.name}{'-mirrored' if mirrored else ''}",
+            "id": f"{self.name}{'-mirrored' if mirrored else ''}{moved}",
         }
         if self.prior is not None:
             files, caption = self.prior
@@ -222,6 +107,35 @@ class InstanceDataset:
             picture, _ = square(to_tensor(load_image(file)), torch.zeros(0, 1, 1), size, "pad")
             sample |= {"prior_image": picture, "prior_caption": caption, "prior_id": f"prior-{file.name}"}
         return sample
+
+
+def shifted(image: Tensor, masks: Tensor, most: float, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
+    """Move a picture and its masks by whole pixels, at random but with all that the masks cover still inside.
+
+    What comes in at the borders repeats them; the masked loss does not see it.
+
+    Args:
+        image: (3,S,S).
+        masks: (K,1,S,S) in {0,1}.
+        most: Largest shift, in sides.
+        generator: Source of the shift.
+
+    Returns:
+        Picture and masks, and the shift as text, such as "+3-7" (right, down).
+    """
+    size = image.shape[-1]
+    limit = round(most * size)
+    offsets = []
+    for axis in (-1, -2):
+        covered = masks.amax((0, 1)).amax(-2 if axis == -1 else -1).nonzero()[:, 0]
+        low = max(-limit, -int(covered.min())) if len(covered) else 0
+        high = min(limit, size - 1 - int(covered.max())) if len(covered) else 0
+        offsets.append(low + int(torch.randint(high - low + 1, (), generator=generator)))
+    right, down = offsets
+    pad = [max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)]  # left, right, top, bottom
+    window = (..., slice(pad[3], pad[3] + size), slice(pad[1], pad[1] + size))
+    moved = torch.nn.functional.pad(image, pad, mode="replicate")[window]
+    return moved, torch.nn.functional.pad(masks, pad)[window], f"{right:+d}{down:+d}"
 
 
 def caption_of(instances: list[int], template: str = "a photo of {}", placeholder: str = "<asset{}>") -> str:
@@ -245,6 +159,8 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         placeholder: Token, with ``{}`` where the instance's number goes.
         union_sampling: Name a random number of instances in random order; else a single one.
         flip: Probability of mirroring picture and masks.
+        shift: Largest random shift of picture and masks, in their sides; the instances named stay inside. It keeps
+            the network from learning where an instance is in place of what it is.
         class_prompt: Caption of the class pictures, such as "a photo of a chair"; null for no prior preservation.
         class_folder: Where the class pictures are or will be; by default class/ in ``folder``.
         class_images: How many there should be.
@@ -263,6 +179,7 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         placeholder: str = "<asset{}>",
         union_sampling: bool = True,
         flip: float = 0.5,
+        shift: float = 0.0,
         class_prompt: str | None = None,
         class_folder: str | None = None,
         class_images: int = 100,
@@ -275,10 +192,12 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
             raise InputError(f"template {template!r} and placeholder {placeholder!r} need one {{}} each")
         if not 0 <= flip <= 1:
             raise InputError(f"flip is {flip}; give a probability, 0 to 1")
+        if not 0 <= shift <= 1:
+            raise InputError(f"shift is {shift}; give a part of the side, 0 to 1")
         self.folder, self.size, self.fit = Path(folder), size, fit
         self.batch_size, self.num_workers, self.seed, self.length = batch_size, num_workers, seed, train_length
         self.template, self.placeholder = template, placeholder
-        self.options: dict[str, Any] = {"union_sampling": union_sampling, "flip": flip, "seed": seed}
+        self.options: dict[str, Any] = {"union_sampling": union_sampling, "flip": flip, "shift": shift, "seed": seed}
         self.class_prompt, self.class_images = class_prompt, class_images
         self.class_folder = Path(class_folder).expanduser() if class_folder else self.folder.expanduser() / "class"
         self._read: tuple[Tensor, Tensor] | None = None
@@ -363,8 +282,3 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader[dict[str, Any]]:
         """The same."""
         return self.val_dataloader()
-
-
-def class_pictures(folder: Path) -> list[Path]:
-    """Pictures of a folder of class pictures, sorted; none if there is no such folder."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []

@@ -4,7 +4,7 @@ import math
 import pytest
 from scripts import load
 
-from lit_insert.data.instances import read_instances
+from lit_insert.data.instance_folder import read_instances
 
 
 @pytest.fixture(scope="module")

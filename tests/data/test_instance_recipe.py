@@ -6,8 +6,8 @@ import pytest
 from PIL import Image, ImageDraw
 from tiny_instances import write_instances
 
+from lit_insert.data.instance_folder import read_instances
 from lit_insert.data.instance_recipe import draw_scene, painted_masks, parse_thing, split_mask
-from lit_insert.data.instances import read_instances
 from lit_insert.errors import InputError
 
 SCRIPT = Path(__file__).parents[2] / "data" / "prepare_instances.py"

@@ -4,13 +4,8 @@ import torch
 from PIL import Image
 from tiny_instances import write_instances
 
-from lit_insert.data.instances import (
-    InstanceDataset,
-    MaskedInstanceDataModule,
-    caption_of,
-    read_instances,
-    square,
-)
+from lit_insert.data.instance_folder import read_instances, square
+from lit_insert.data.instances import InstanceDataset, MaskedInstanceDataModule, caption_of
 from lit_insert.errors import InputError
 
 THREE = ((2, 2, 14, 14), (20, 12, 36, 28), (2, 18, 12, 30))
@@ -130,6 +125,27 @@ def test_masks_and_caption_follow_the_instances_and_mirroring_keeps_them_aligned
     assert mirrored == {True, False}
     epochs = {data.sample(0, epoch)["caption"] for epoch in range(20)}
     assert len(epochs) > 3
+
+
+def test_a_shift_moves_masks_with_the_picture_and_keeps_what_is_named(tmp_path):
+    data = dataset(tmp_path, flip=0.0, shift=1.0, union_sampling=False)
+    seen = set()
+    for n in range(60):
+        sample = data.sample(n, 0)
+        i = int(sample["instances"][0])
+        mask = data.masks[i, 0].bool()
+        moved = sample["masks"][0, 0].bool()
+        assert moved.sum() == mask.sum()
+        assert torch.equal(sample["image"][:, moved], data.image[:, mask])
+        seen.add((i, *moved.nonzero()[0].tolist()))
+        assert sample["id"] != "p"
+    assert len(seen) > 30
+    assert dataset(tmp_path, shift=1.0, training=False).sample(1, 0)["id"] == "p"
+    near = dataset(tmp_path, flip=0.0, shift=0.125)
+    offsets = {near.sample(n, 0)["id"].removeprefix("p") for n in range(80)}
+    assert all(abs(int(o[:2])) <= 1 and abs(int(o[2:])) <= 1 for o in offsets)
+    with pytest.raises(InputError, match="shift is 2"):
+        MaskedInstanceDataModule(str(tmp_path), shift=2)
 
 
 def test_the_module_gives_batches_of_the_schema(tmp_path):
