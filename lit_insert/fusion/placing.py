@@ -207,7 +207,8 @@ class Placer:
         height, width = target_size(cut, scale * max(self.scene.frame.height, self.scene.frame.width), room)
         if self.settings.scaling == "pixel":
             small = resized(cut, (height, width))
-            core = core_of(coverage(small.alpha, cell))
+            # Painted on the scene, a cell at the edge has the scene's part in its features already.
+            core = core_of(coverage(small.alpha, cell), 0.1 if self.settings.backdrop == "scene" else 0.5)
             return Sized(max(height, width) / side, core, lambda window: self._as_pixels(small, window))
         return self._as_features(cut, max(height, width) / side, below)
 

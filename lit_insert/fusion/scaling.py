@@ -108,9 +108,9 @@ def coverage(alpha: Tensor, cell: int) -> Tensor:
     return F.avg_pool2d(padded, cell)[0, 0]
 
 
-def core_of(covered: Tensor) -> np.ndarray:
-    """Cells (h,w) bool that are the object: half covered or more, or else the most covered ones."""
-    return (covered >= min(0.5, float(covered.max()))).numpy()
+def core_of(covered: Tensor, least: float = 0.5) -> np.ndarray:
+    """Cells (h,w) bool that are the object: covered by so much or more, or else the most covered ones."""
+    return (covered >= min(least, float(covered.max()))).numpy()
 
 
 def opaque_alpha(core: np.ndarray, feather: int = 1) -> Tensor:
