@@ -19,7 +19,7 @@ from lit_insert.images import IMAGE_SUFFIXES, load_image
 from lit_insert.letterbox import place
 
 _MASK = re.compile(r"mask(\d+)\.png")
-_SAME, _TINY = 0.5, 0.02
+_SAME, _SOME, _TINY = 0.5, 0.005, 0.02
 
 
 @dataclass
@@ -95,7 +95,7 @@ def _odd(folder: Path, masks: np.ndarray) -> list[str]:
             pair = f"{folder}: mask{k}.png and mask{i}.png share {shared:.0%} of the smaller one"
             if shared > _SAME:
                 raise InputError(f"{pair}; each instance needs pixels of its own")
-            if shared > 0:
+            if shared > _SOME:
                 warnings.append(f"{pair}; what they share teaches both words")
     return warnings
 
