@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
 
 from lit_insert.data import world
-from lit_insert.data.phrase_scenes import ANY
+from lit_insert.data.phrase_scenes import ANY, named
 from lit_insert.pocket.words import word_tokenizer
 from lit_insert.training.base import BaseModule
 
@@ -38,6 +38,7 @@ class SegmentModule(BaseModule):
         extract_layers: Layers of the vision tower that the decoder reads; the last is where the phrase comes in.
         naming_weight: Weight of the naming losses.
         naming_steps: Steps at the start in which nothing but naming is learnt.
+        choice_weight: Weight of the loss that asks of each thing whether the phrase names it.
         max_length: Longest phrase in tokens.
         optimizer: Makes the optimiser from parameter groups.
         lr_scheduler: Makes the scheduler, stepped every optimiser step.
@@ -55,7 +56,8 @@ class SegmentModule(BaseModule):
         reduce_dim: int = 64,
         extract_layers: Sequence[int] = (0, 2, 3),
         naming_weight: float = 0.5,
-        naming_steps: int = 600,
+        naming_steps: int = 450,
+        choice_weight: float = 1.0,
         max_length: int = 32,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -63,7 +65,7 @@ class SegmentModule(BaseModule):
     ) -> None:
         super().__init__(optimizer, lr_scheduler, noise_seed)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        self.naming_weight, self.naming_steps = naming_weight, naming_steps
+        self.naming_weight, self.naming_steps, self.choice_weight = naming_weight, naming_steps, choice_weight
         self.patch_size, self.image_size = patch_size, image_size
         self.tokenizer: Any = word_tokenizer(max_length=max_length)
         heads = 4
@@ -116,6 +118,10 @@ class SegmentModule(BaseModule):
             for layer in vision.encoder.layers:
                 for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
                     projection.weight.mul_(0.3).add_(torch.eye(width))
+            # transformers draws the decoder's linear weights with deviation 1, which steps of 1e-3 hardly ever move.
+            for layer in self.model.decoder.modules():
+                if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
+                    layer.reset_parameters()
             self.model.decoder.transposed_convolution.bias.fill_(-2.0)
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -154,8 +160,10 @@ class SegmentModule(BaseModule):
         both = (inside * masks).sum((2, 3))
         dice = 1 - (2 * both + 1) / (inside.sum((2, 3)) + masks.sum((2, 3)) + 1)
         overlap = (dice * present).sum() / present.sum().clamp(min=1)
-        loss = 2 * bce + overlap + self.naming_weight * naming
-        return {"loss": loss, "bce": bce.detach(), "naming": naming.detach(), **right, **_measure(logits, masks)}
+        choice = choice_loss(logits, batch)
+        loss = 2 * bce + overlap + self.choice_weight * choice + self.naming_weight * naming
+        parts = {"bce": bce.detach(), "choice": choice.detach(), "naming": naming.detach()}
+        return {"loss": loss, **parts, **right, **_measure(logits, masks)}
 
     def _naming(
         self, batch: Mapping[str, Any], activation: Tensor, condition: Tensor
@@ -196,6 +204,22 @@ class SegmentModule(BaseModule):
         pictures = ViTImageProcessor(size=size, image_mean=half, image_std=half)
         self.model.save_pretrained(folder)
         CLIPSegProcessor(pictures, self.tokenizer).save_pretrained(folder)
+
+
+def choice_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Cross-entropy of each thing's mean logit with whether the phrase names it; outlines and backdrop do not count.
+
+    Args:
+        logits: (N,P,S,S).
+        batch: With ``things`` (N,4,S,S), ``labels`` (N,4,3) and ``kinds`` (N,P,3).
+    """
+    area = batch["things"].flatten(2).sum(-1)
+    mean = torch.einsum("nphw,nkhw->npk", logits, batch["things"]) / area.clamp(min=1)[:, None]
+    truth = named(batch["kinds"], batch["labels"], area > 0)
+    there = (area > 0)[:, None].expand_as(truth)
+    if not there.any():
+        return logits.sum() * 0
+    return F.binary_cross_entropy_with_logits(mean[there], truth[there].float())
 
 
 @torch.no_grad()
