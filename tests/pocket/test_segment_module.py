@@ -6,7 +6,7 @@ import torch
 from lit_insert.cli.train import main
 from lit_insert.data.phrase_scenes import PhraseSceneDataset
 from lit_insert.images import to_pil
-from lit_insert.pocket.segment_module import SegmentModule
+from lit_insert.pocket.segment_module import SegmentModule, choice_loss
 from lit_insert.segmenters.loading import load_segmenter
 
 SMALL = {"width": 32, "depth": 2, "text_width": 16, "reduce_dim": 16, "extract_layers": [0, 1], "image_size": 32}
@@ -49,6 +49,21 @@ def test_neighbours_attend_to_each_other_from_the_start(module):
     assert alike[0, 1] > 0.5
     assert alike[0, 1] > alike[0, 2] > alike[0, 15]
     assert abs(alike[0, 15]) < 0.2
+
+
+def test_the_decoder_starts_at_a_size_that_steps_can_move():
+    fresh = SegmentModule(**SMALL)
+    for layer in (*fresh.model.decoder.reduces, fresh.model.decoder.film_mul):
+        assert layer.weight.std() < 0.3
+
+
+def test_which_things_a_map_chooses(batch):
+    truth = torch.where(batch["masks"] > 0.5, 9.0, -9.0)
+    assert choice_loss(truth, batch) < 0.01
+    everything = torch.where(batch["things"].amax(1, keepdim=True) > 0.5, 9.0, -9.0).expand_as(truth)
+    assert choice_loss(everything, batch) > 2
+    empty = {**batch, "things": torch.zeros_like(batch["things"]), "labels": torch.full_like(batch["labels"], -1)}
+    assert choice_loss(truth, empty) == 0
 
 
 def test_maps_are_those_of_the_exported_model(module, batch, tmp_path):
