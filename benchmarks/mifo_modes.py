@@ -78,6 +78,7 @@ def main() -> None:
     add("--max_normalised", type=float, default=0.1, help="weight of Break-A-Scene's loss")
     add("--layers", nargs="+", default=["all"], help="cross-attention layers of the loss")
     add("--peer_layers", nargs="+", default=[":8"], help="those of Break-A-Scene's loss: one resolution")
+    add("--prior", type=int, default=64, help="class pictures, of training captions, drawn by the base; 0 for none")
     add("--pictures", type=int, default=4, help="pictures with swapped boxes for each run")
     add("--captions", type=int, default=16, help="ordinary captions drawn after each run; 0 for none")
     add("--out", type=Path, required=True, help="folder for scenes and results; runs found in it are not repeated")
@@ -122,6 +123,11 @@ def scene_folder(args: argparse.Namespace, scene: str) -> Path:
     return folder
 
 
+def captions(count: int) -> list[str] | None:
+    """Training captions, for class pictures."""
+    return CaptionSceneDataset("train", count).batch(range(count))["caption"] if count else None
+
+
 def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
     """The module of one run."""
     weight = args.max_normalised if mode == "break_a_scene" else args.reward
@@ -147,8 +153,10 @@ def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
 def learn(args: argparse.Namespace, judge: InsertionJudge, mode: str, scene: str, seed: int) -> dict[str, float]:
     """Train one run and measure it."""
     data = MaskedInstanceDataModule(
-        str(scene_folder(args, scene)), size=32, batch_size=args.batch_size, shift=args.shift, seed=seed
-    )
+        str(scene_folder(args, scene)), size=32, batch_size=args.batch_size, shift=args.shift, seed=seed,
+        class_prompt=captions(args.prior),
+        class_folder=str(args.out / "class"), class_images=max(1, args.prior),
+    )  # fmt: skip
     module = module_for(args, mode, seed)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=args.token_steps + args.finetune_steps, gradient_clip_val=1.0, logger=False,

@@ -44,7 +44,7 @@ class InstanceDataset:
         shift: Largest shift of the picture, in its sides; the instances named stay inside.
         seed: Seed of the choices.
         training: If not, a sample names all instances, every second one in reverse order, and is the picture itself.
-        prior: Class pictures and their caption.
+        prior: Class pictures, and captions that they have in turn.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class InstanceDataset:
         shift: float = 0.0,
         seed: int = 0,
         training: bool = True,
-        prior: tuple[list[Path], str] | None = None,
+        prior: tuple[list[Path], list[str]] | None = None,
     ) -> None:
         self.image, self.masks, self.name, self.length = image, masks, name, length
         self.template, self.placeholder = template, placeholder
@@ -101,8 +101,9 @@ class InstanceDataset:
             "id": f"{self.name}{'-mirrored' if mirrored else ''}{moved}",
         }
         if self.prior is not None:
-            files, caption = self.prior
-            file = files[int(torch.randint(len(files), (), generator=generator))]
+            files, captions = self.prior
+            number = int(torch.randint(len(files), (), generator=generator))
+            file, caption = files[number], captions[number % len(captions)]
             size = self.image.shape[-1]
             picture, _ = square(to_tensor(load_image(file)), torch.zeros(0, 1, 1), size, "pad")
             sample |= {"prior_image": picture, "prior_caption": caption, "prior_id": f"prior-{file.name}"}
@@ -161,7 +162,8 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         flip: Probability of mirroring picture and masks.
         shift: Largest random shift of picture and masks, in their sides; the instances named stay inside. It keeps
             the network from learning where an instance is in place of what it is.
-        class_prompt: Caption of the class pictures, such as "a photo of a chair"; null for no prior preservation.
+        class_prompt: Caption of the class pictures, such as "a photo of a chair", or several that they have in turn,
+            sorted by name; null for no prior preservation.
         class_folder: Where the class pictures are or will be; by default class/ in ``folder``.
         class_images: How many there should be.
         train_length: Samples in a training epoch.
@@ -180,7 +182,7 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         union_sampling: bool = True,
         flip: float = 0.5,
         shift: float = 0.0,
-        class_prompt: str | None = None,
+        class_prompt: str | list[str] | None = None,
         class_folder: str | None = None,
         class_images: int = 100,
         train_length: int = 1000,
@@ -198,7 +200,8 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         self.batch_size, self.num_workers, self.seed, self.length = batch_size, num_workers, seed, train_length
         self.template, self.placeholder = template, placeholder
         self.options: dict[str, Any] = {"union_sampling": union_sampling, "flip": flip, "shift": shift, "seed": seed}
-        self.class_prompt, self.class_images = class_prompt, class_images
+        self.class_prompts = [class_prompt] if isinstance(class_prompt, str) else list(class_prompt or [])
+        self.class_images = class_images
         self.class_folder = Path(class_folder).expanduser() if class_folder else self.folder.expanduser() / "class"
         self._read: tuple[Tensor, Tensor] | None = None
 
@@ -251,11 +254,11 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         """
         image, masks = self._pixels
         prior = None
-        if training and self.class_prompt is not None:
+        if training and self.class_prompts:
             files = class_pictures(self.class_folder)
             if not files:
                 raise InputError(f"{self.class_folder}: has no class pictures, and class_prompt asks for them")
-            prior = files, self.class_prompt
+            prior = files, self.class_prompts
         return InstanceDataset(
             image, masks, self.folder.name or "picture", length, template=self.template, placeholder=self.placeholder,
             training=training, prior=prior, **self.options,

@@ -77,7 +77,7 @@ def attention_figures(
 def overlays(
     parts: Any, batch: Mapping[str, Any], layers: Sequence[LayerName], generator: torch.Generator
 ) -> list[list[Tensor]]:
-    """Pictures of where each token looks: the picture in grey, the attention over it in red.
+    """Pictures of where each token looks: the picture in grey, the attention over it in red, least to most.
 
     Args:
         parts: See `token_maps`.
@@ -95,7 +95,8 @@ def overlays(
         for m in token_maps(parts, batch, fine, generator).values()
     ]
     looks = torch.stack(maps).mean(0)
-    looks = looks / looks.amax((-2, -1), keepdim=True).clamp(min=1e-8)
+    low, high = looks.amin((-2, -1), keepdim=True), looks.amax((-2, -1), keepdim=True)
+    looks = (looks - low) / (high - low).clamp(min=1e-8)
     grey = batch["image"].mean(1, keepdim=True) * 0.5
     red = grey.new_tensor([1.0, -0.6, -0.6])[:, None, None]
     drawn = grey[:, None] + (red - grey[:, None]) * looks[:, :, None]

@@ -174,10 +174,10 @@ class MifoModule(BaseModule):
             start_rows(
                 self.rows, self.tokenizer, data.num_instances, words, seed=self.noise_seed, spread=self.token_spread
             )
-        if stage == "fit" and data.class_prompt is not None and self.prior_weight:
+        if stage == "fit" and data.class_prompts and self.prior_weight:
             if self.trainer.is_global_zero:
                 self.to(self.trainer.strategy.root_device)
-                draw_class_pictures(self, data.class_prompt, data.class_images, data.class_folder, data.size)
+                draw_class_pictures(self, data.class_prompts, data.class_images, data.class_folder, data.size)
             self.trainer.strategy.barrier("class pictures")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -1,6 +1,7 @@
 """Pictures of the class, drawn once by the base itself, so that learning an instance does not change the class."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from lit_insert.images import IMAGE_SUFFIXES, save_image, to_pil
 log = logging.getLogger(__name__)
 
 
-def draw_class_pictures(parts: Any, prompt: str, count: int, folder: Path, size: int, *, batch_size: int = 4) -> int:
-    """Fill a folder up to ``count`` pictures of a prompt; what is there stays, and no file is written in half.
+def draw_class_pictures(
+    parts: Any, prompts: Sequence[str], count: int, folder: Path, size: int, *, batch_size: int = 4
+) -> int:
+    """Fill a folder up to ``count`` pictures of prompts in turn; what is there stays, no file is written in half.
 
     Args:
         parts: The base, as `lit_insert.mifo.sources.TextParts`.
-        prompt: What to draw.
+        prompts: What to draw; picture i shows prompt i modulo their number.
         count: Pictures wanted.
         folder: Where they go, as ``0000.png`` and so on.
         size: Side in pixels.
@@ -38,15 +41,14 @@ def draw_class_pictures(parts: Any, prompt: str, count: int, folder: Path, size:
     missing = max(0, count - have)
     names = (n for i in range(have + missing + count) if not (n := folder / f"{i:04d}.png").exists())
     if missing:
-        log.info("drawing %d class pictures of %r into %s", missing, prompt, folder)
+        log.info("drawing %d class pictures of %s into %s", missing, ", ".join(prompts), folder)
     device = next(parts.unet.parameters()).device
     for start in track(range(0, missing, batch_size), "class pictures", disable=not missing):
         number = min(batch_size, missing - start)
+        wanted = [prompts[(have + start + i) % len(prompts)] for i in range(number)]
         generator = step_generator(0, 0, have + start, device)
         with torch.no_grad():
-            pictures = draw_prompts(
-                parts, [prompt] * number, generator, num_inference_steps=30, guidance_scale=7.5, size=size
-            )
+            pictures = draw_prompts(parts, wanted, generator, num_inference_steps=30, guidance_scale=7.5, size=size)
         for picture in pictures:
             save_image(to_pil(picture), next(names))
     return missing

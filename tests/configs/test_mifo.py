@@ -50,7 +50,7 @@ def test_a_picture_is_learned_and_continued_from_the_command_line(tmp_path, capf
     small = [
         *(f"--model.base={base}", f"--data.folder={folder}", "--data.batch_size=2", "--model.token_steps=2"),
         *("--model.sketching.num_inference_steps=2", "--trainer.log_every_n_steps=1", "--trainer.val_check_interval=2"),
-        *("--samples.every_n_steps=2", *QUICK),
+        *("--samples.every_n_steps=2", "--data.class_prompt=a red circle", "--data.class_images=1", *QUICK),
     ]
     main(["fit", f"--config={CONFIGS / 'pocket.yaml'}", f"--out={out}", *small, "--trainer.max_steps=2"])
     first = MifoArtifact.load(out / "export")

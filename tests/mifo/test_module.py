@@ -15,6 +15,7 @@ from lit_insert.mifo.artifact import MifoArtifact
 from lit_insert.mifo.checkpoint import checkpoint_artifact
 from lit_insert.mifo.module import MifoModule
 from lit_insert.mifo.objective import AttentionLoss
+from lit_insert.mifo.pipeline import SynthesisPipeline
 from lit_insert.mifo.tuning import Finetuning, Sketching
 from lit_insert.training.checkpoint import RunCheckpoint
 from lit_insert.training.ema import EMA
@@ -118,7 +119,8 @@ def test_a_run_that_stops_in_either_phase_or_between_ends_as_if_it_had_not(base,
 
 
 def test_class_pictures_are_drawn_once_and_stay_out_of_the_attention_terms(base, folder, tmp_path):
-    source = data(folder, class_prompt="a photo of a square", class_folder=str(tmp_path / "class"), class_images=3)
+    prompts = ["a photo of a square", "a photo of a circle"]
+    source = data(folder, class_prompt=prompts, class_folder=str(tmp_path / "class"), class_images=3)
     net = module(base, token_steps=0)
     fit(net, source, tmp_path, 1)
     files = sorted((tmp_path / "class").iterdir())
@@ -127,7 +129,8 @@ def test_class_pictures_are_drawn_once_and_stay_out_of_the_attention_terms(base,
     fit(module(base, token_steps=0), source, tmp_path, 1)
     assert [f.stat().st_mtime_ns for f in files] == times
     batch = next(iter(source.train_dataloader()))
-    assert set(batch["prior_caption"]) == {"a photo of a square"}
+    for name, caption in zip(batch["prior_id"], batch["prior_caption"], strict=True):
+        assert caption == prompts[int(name.removeprefix("prior-").removesuffix(".png")) % 2]
     net.eval()
     losses = net.compute_loss(batch, torch.Generator().manual_seed(0))
     net._posteriors.clear()
@@ -171,11 +174,10 @@ def test_what_is_learned_loads_in_a_fresh_process_and_in_diffusers(base, folder,
         "image = pipe(sys.argv[2], num_inference_steps=2, seed=5, output_type='pt').images[0]\n"
         "torch.save(image, sys.argv[3])\n"
     )
-    images = []
-    for name in ("1", "2"):
-        subprocess.run([sys.executable, "-c", code, tmp_path / "out", prompt, tmp_path / name], check=True)
-        images.append(torch.load(tmp_path / name, weights_only=True))
-    assert torch.equal(*images)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "out", prompt, tmp_path / "image"], check=True)
+    here = SynthesisPipeline.from_pretrained(tmp_path / "out")
+    image = here(prompt, num_inference_steps=2, seed=5, output_type="pt").images[0]
+    assert torch.equal(torch.load(tmp_path / "image", weights_only=True), image)
     pipe = StableDiffusionPipeline.from_pretrained(base)
     files = [load_file(f) for f in sorted((tmp_path / "out/tokens").iterdir())]
     pipe.load_textual_inversion(files, token=["<asset0>", "<asset1>"])
