@@ -117,6 +117,24 @@ def load_component(
     return cast(model, dtype or torch.float32).eval()
 
 
+def load_processor(cls: Any, folder: str | Path, what: str) -> Any:
+    """Load what prepares a model's input: a processor, an image processor or a tokenizer of transformers.
+
+    Args:
+        cls: Its class.
+        folder: The exported folder.
+        what: What to call it if it is not there, such as "SAM 3 processor".
+
+    Raises:
+        InputError: If it is missing or broken.
+    """
+    try:
+        return cls.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder}: no {what} in it ({reason[:200]})") from error
+
+
 def cast(model: Part, dtype: torch.dtype) -> Part:
     """Convert a model's weights in place; returns it.
 

@@ -243,8 +243,7 @@ class TrainCLI(LightningCLI):
 
     def _export(self) -> bool:
         """Write ``export/`` with the averaged weights, if the model has such a form."""
-        can = isinstance(self.model, BaseModule) and type(self.model).export is not BaseModule.export
-        if not can or self._dry or self.options.out is None:
+        if not isinstance(self.model, BaseModule) or self._dry or self.options.out is None:
             return False
         if self.trainer.is_global_zero:
             with averaged(self.trainer), atomic_folder(self.options.out / "export") as folder:

@@ -10,6 +10,7 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
 from lit_insert.artifacts.hub import pull_model
+from lit_insert.artifacts.json_file import read_object
 from lit_insert.artifacts.resolve import INDEX, Source
 from lit_insert.artifacts.weights import load_component
 from lit_insert.errors import InputError
@@ -72,13 +73,13 @@ def load_folder(
         folder = pull_model(source.location, **options)
         if not any((folder / "unet").glob("*.safetensors")):  # early models have pickles only; read as plain tensors
             folder = pull_model(source.location, also=("unet/*.bin",), **options)
-    index = read_json(folder / INDEX)
+    index = read_object(folder / INDEX)
     for part, expected in _LAYOUT.items():
         found = index.get(part)
         if not isinstance(found, list) or found[-1] != expected:
             what = found[-1] if isinstance(found, list) and found else "not there"
             raise InputError(f"{source.name}: not a consistency model: its {part} is {what}, not {expected}")
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    config = read_object(folder / "scheduler" / "scheduler_config.json")
     unet = load_component(UNet2DModel, folder, "unet", dtype=dtype, variant=given.get("variant"))
     names = {f.name for f in dataclasses.fields(ModelFacts)}
     facts = ModelFacts(**{k: v for k, v in index.items() if k in names})
@@ -100,24 +101,10 @@ def save_folder(
     """
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, **kwargs)
     config = folder / "unet" / "config.json"
-    _write_json(config, {k: v for k, v in read_json(config).items() if k != "_name_or_path"})  # a path of this machine
-    _write_json(folder / INDEX, {**read_json(folder / INDEX), **facts.changed()})
+    # _name_or_path is a path of this machine
+    _write_json(config, {k: v for k, v in read_object(config).items() if k != "_name_or_path"})
+    _write_json(folder / INDEX, {**read_object(folder / INDEX), **facts.changed()})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputError: If the file is missing or holds something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or broken ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return found

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lit_insert.data.decode import read_picture
 from lit_insert.data.folder import SPLITS
-from lit_insert.data.image_source import ImageSource
+from lit_insert.data.image_source import StoredSource
 from lit_insert.data.parquet_join import unit_hash
 from lit_insert.errors import InputError
 from lit_insert.images import list_images
@@ -20,7 +20,7 @@ def class_order(names: set[str]) -> list[str]:
     return sorted(names, key=lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else sorted(names)
 
 
-class ImageFolder(ImageSource):
+class ImageFolder(StoredSource):
     """All pictures below a folder: jpg, png, gif (first frame), webp, bmp and tiff, in any depth.
 
     They come upright (EXIF), as RGB: palettes, greys and 16 bits are converted, transparency is laid over white.

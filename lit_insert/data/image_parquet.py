@@ -7,13 +7,13 @@ from PIL import Image
 
 from lit_insert.data.decode import decode_picture
 from lit_insert.data.image_folder import class_order
-from lit_insert.data.image_source import ImageSource
+from lit_insert.data.image_source import StoredSource
 from lit_insert.data.parquet_join import ArrowRows, ParquetRows
 from lit_insert.data.pipe_rows import open_rows
 from lit_insert.errors import InputError
 
 
-class ParquetImages(ImageSource):
+class ParquetImages(StoredSource):
     """Rows of a parquet table with an encoded picture and, if wanted, a class.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_insert.data import world
-from lit_insert.data.image_source import ImageSource
+from lit_insert.data.image_source import DrawnSource
 from lit_insert.data.scenes import SceneDataset
 from lit_insert.errors import InputError
 
@@ -15,7 +15,7 @@ _NAMES = {"shape": world.SHAPES, "color": world.COLORS, "none": ()}
 _SMALLEST, _LARGEST = 8, 512
 
 
-class SceneImages(ImageSource):
+class SceneImages(DrawnSource):
     """Scenes drawn from the procedural world; picture ``i`` is a pure function of (seed, split, i).
 
     Pictures are drawn at the size that the data module asks for, and are never flipped or cropped: each is new.
@@ -31,7 +31,6 @@ class SceneImages(ImageSource):
             have, and those of the others always; 0 for one distribution in every split.
     """
 
-    drawn = True
     _FIRST: ClassVar = SceneDataset._FIRST
 
     def __init__(

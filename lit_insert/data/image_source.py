@@ -1,7 +1,8 @@
 """Where single pictures come from, and how a training loop sees them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -13,22 +14,16 @@ from lit_insert.data.transforms import to_signed
 from lit_insert.errors import InputError
 
 
-class ImageSource:
-    """A numbered set of pictures with or without class labels.
+class ImageSource(ABC):
+    """A numbered set of pictures with or without class labels: a `StoredSource` or a `DrawnSource`.
 
     Constructing one reads nothing; `open` does, once. Class ids count from 0 in the order of `classes`.
-
-    Attributes:
-        drawn: Whether the pictures are drawn on demand (`draw`), each as it should be, instead of stored
-            (`picture`), to be cropped and flipped.
     """
 
-    drawn = False
-
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - a hook
         """Download or convert, once per machine; nothing by default."""
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027 - a hook
         """Find out what there is; a second call does nothing.
 
         Raises:
@@ -49,28 +44,40 @@ class ImageSource:
         if self.classes != classes:
             raise InputError(f"classes of one split are {_some(classes)}, of another {_some(self.classes)}")
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError  # abstract: depends on the storage
+        """Number of pictures."""
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Unique name of a picture."""
-        raise NotImplementedError  # abstract: depends on the storage
 
+
+class StoredSource(ImageSource):
+    """Pictures that lie somewhere, to be cropped and flipped."""
+
+    @abstractmethod
     def label(self, index: int) -> int:
         """Class id; only where `classes` is not empty."""
-        raise NotImplementedError  # abstract: a source without labels has none
 
+    @abstractmethod
     def picture(self, index: int) -> Image.Image:
         """One picture as stored, upright, RGB.
 
         Raises:
             BrokenSample: If it cannot be read.
         """
-        raise NotImplementedError  # abstract: drawn sources have `draw` instead
 
+
+class DrawnSource(ImageSource):
+    """Pictures that are drawn on demand, each as it should be."""
+
+    @abstractmethod
     def draw(self, indices: Sequence[int], size: int) -> tuple[Tensor, list[int]]:
         """Drawn pictures, uint8 (n,3,size,size), and their class ids (whatever they are where there are no labels)."""
-        raise NotImplementedError  # abstract: stored sources have `picture` instead
+
+
+Source = TypeVar("Source", bound=ImageSource)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -90,8 +97,8 @@ class _Store:
             self.left -= size
 
 
-class _Images:
-    def __init__(self, source: ImageSource, size: int, cache_mb: float) -> None:
+class _Images(Generic[Source]):
+    def __init__(self, source: Source, size: int, cache_mb: float) -> None:
         self.source, self.size = source, size
         self.labelled = bool(source.classes)
         self.store = _Store(cache_mb)
@@ -106,7 +113,7 @@ class _Images:
         return item
 
 
-class StoredImages(_Images):
+class StoredImages(_Images[StoredSource]):
     """Stored pictures as tensors.
 
     Args:
@@ -120,7 +127,7 @@ class StoredImages(_Images):
 
     def __init__(
         self,
-        source: ImageSource,
+        source: StoredSource,
         size: int,
         random_crop: bool = False,
         flip: bool = False,
@@ -151,11 +158,11 @@ class StoredImages(_Images):
         return self._item(index, pixels, self.source.label(index) if self.labelled else 0)
 
 
-class DrawnImages(_Images):
+class DrawnImages(_Images[DrawnSource]):
     """Drawn pictures as tensors, a batch at a time; they are the same in every epoch and are not changed.
 
     Args:
-        source: An opened source whose ``drawn`` is true.
+        source: An opened source.
         size: Side in pixels.
         cache_mb: Megabytes of pictures that are kept.
     """

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lit_insert.data.image_folder import ImageFolder
 from lit_insert.data.image_parquet import ParquetImages
 from lit_insert.data.image_scenes import SceneImages
-from lit_insert.data.image_source import DrawnImages, ImageSource, StoredImages
+from lit_insert.data.image_source import DrawnImages, DrawnSource, ImageSource, StoredImages, StoredSource
 from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader
 from lit_insert.errors import InputError
 
@@ -129,8 +129,10 @@ class MessiDataModule(pl.LightningDataModule):
         source = self.source(split)
         if source is None:
             return None
-        if source.drawn:
+        if isinstance(source, DrawnSource):
             return DrawnImages(source, self.image_size, self.cache_mb)
+        if not isinstance(source, StoredSource):
+            raise TypeError(f"{type(source).__name__} is neither a StoredSource nor a DrawnSource")
         train = split == "train"
         return StoredImages(
             source, self.image_size, train and self.random_crop, train and self.flip, self.seed, self.cache_mb

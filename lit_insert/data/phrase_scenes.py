@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_insert.data import world
-from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader
+from lit_insert.data.procedural import ProceduralDataModule
 from lit_insert.data.scenes import SceneDataset
 from lit_insert.errors import InputError
 
@@ -207,7 +205,7 @@ def rearrange(layout: Layout, index: Tensor, *, seed: int = 0) -> tuple[Layout, 
     return Layout(fresh, present), order
 
 
-class PhraseScenesDataModule(pl.LightningDataModule):
+class PhraseScenesDataModule(ProceduralDataModule):
     """Endless scenes with phrases, no files needed.
 
     Args:
@@ -232,11 +230,9 @@ class PhraseScenesDataModule(pl.LightningDataModule):
         test_length: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, {"train": train_length, "val": val_length, "test": test_length}, seed)
         self.save_hyperparameters(logger=False)
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.size, self.phrases = size, phrases
-        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
 
     def dataset(self, split: str) -> PhraseSceneDataset:
         """The scenes of one split."""
@@ -248,30 +244,3 @@ class PhraseScenesDataModule(pl.LightningDataModule):
             least=0 if split == "train" else 2,
             seed=self.seed,
         )
-
-    def _loader(self, split: str) -> ResumableLoader[dict[str, Any]]:
-        training = split == "train"
-        return resumable_loader(
-            self.dataset(split),
-            self.batch_size,
-            self.num_workers,
-            self.seed,
-            shuffle=training,
-            processed=partial(processed_batches, self) if training else None,
-        )
-
-    def train_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """Training scenes, in an order that resumes."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """Scenes for choosing."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """Scenes for the final figure."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """The test scenes."""
-        return self._loader("test")

@@ -1,17 +1,15 @@
 """Scenes as a dataset: insertion triplets with exact ground truth, made while they are read."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor
 
 from lit_insert.data import world
-from lit_insert.data.loading import ResumableLoader, processed_batches, resumable_loader
+from lit_insert.data.procedural import ProceduralDataModule
 from lit_insert.data.transforms import clip_processor
 from lit_insert.errors import InputError
 
@@ -110,7 +108,7 @@ def _quantise(image: Tensor) -> Tensor:
     return (image * 255).round() / 127.5 - 1
 
 
-class ScenesDataModule(pl.LightningDataModule):
+class ScenesDataModule(ProceduralDataModule):
     """The offline default: endless insertion triplets with ground truth, no files needed.
 
     Args:
@@ -139,11 +137,8 @@ class ScenesDataModule(pl.LightningDataModule):
         held_out: float = 0.15,
         reference_rotation: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, {"train": train_length, "val": val_length, "test": test_length}, seed)
         self.save_hyperparameters(logger=False)
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.train_view: Callable[[Any], Any] | None = None  # what stands in for the training set, if anything
-        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
         self.options: dict[str, Any] = {
             "size": size,
             "object_size": object_size,
@@ -160,31 +155,3 @@ class ScenesDataModule(pl.LightningDataModule):
     def processor(self) -> CLIPImageProcessor:
         """The CLIP preprocessing of references."""
         return clip_processor(self.options["object_size"])
-
-    def _loader(self, split: str) -> ResumableLoader[dict[str, Any]]:
-        training = split == "train"
-        data: Any = self.dataset(split)
-        return resumable_loader(
-            self.train_view(data) if training and self.train_view else data,
-            self.batch_size,
-            self.num_workers,
-            self.seed,
-            shuffle=training,
-            processed=partial(processed_batches, self) if training else None,
-        )
-
-    def train_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """Training triplets, in an order that resumes."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """Held-out triplets for choosing."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """Held-out triplets for the final figure."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> ResumableLoader[dict[str, Any]]:
-        """The test triplets, for writing pictures."""
-        return self._loader("test")

@@ -1,5 +1,7 @@
 """Triplets by (number, epoch), and the versions of them that can be computed ahead of training."""
 
+from abc import ABC, abstractmethod
+
 import torch
 
 from lit_insert.data.loading import sample_generator
@@ -7,7 +9,7 @@ from lit_insert.data.transforms import TripletTransform
 from lit_insert.data.triplets import Triplet, TripletSample
 
 
-class TripletViews:
+class TripletViews(ABC):
     """What sets of stored triplets share; a subclass has ``triplet(index, generator)``.
 
     A training set whose samples are at most flipped has one or two versions of each, its *views*, which a feature
@@ -23,9 +25,9 @@ class TripletViews:
     seed: int
     train: bool
 
+    @abstractmethod
     def triplet(self, index: int, generator: torch.Generator | None = None) -> Triplet:
         """One triplet as stored."""
-        raise NotImplementedError  # abstract: depends on the storage
 
     @property
     def endless(self) -> str:

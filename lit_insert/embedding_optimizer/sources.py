@@ -1,6 +1,5 @@
 """The parts of an insertion model, from wherever they are kept, each checked to be complete."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPVisionModelWithProjection
 
 from lit_insert.artifacts.hub import pull_model
+from lit_insert.artifacts.json_file import read_object
 from lit_insert.artifacts.resolve import INDEX, Source
 from lit_insert.artifacts.weights import cast, load_component, load_onto, read_torch, trained_weights
 from lit_insert.diffusion.unet import has_lora, merge_lora
@@ -40,10 +40,7 @@ def load_folder_parts(source: Source, dtype: torch.dtype, given: Mapping[str, An
     if source.kind == "hub":
         options = ("revision", "token", "cache_dir", "local_files_only", "force_download")
         folder = pull_model(source.location, **{k: given[k] for k in options if k in given})
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / INDEX}: missing or broken ({error})") from error
+    index = read_object(folder / INDEX)
     if "embedding_optimizer" not in index and "embedding_optimizer" not in given:
         raise InputError(
             f"{source.name}: has no embedding_optimizer (the trained adapter); it is a base to train from, "

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_insert.artifacts.atomic import atomic_file
+from lit_insert.artifacts.json_file import read_object
 from lit_insert.artifacts.weights import check_safetensors, read_torch
 from lit_insert.errors import InputError
 from lit_insert.letterbox import Frame
@@ -95,7 +96,7 @@ class FusionArtifact:
         if path.suffix == ".json":
             path = path.with_suffix(".safetensors")
         check_safetensors(path)
-        about = _json(path.with_suffix(".json"))
+        about = read_object(path.with_suffix(".json"))
         version = about.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA:
             raise InputError(f"{path}: schema_version {version!r} is not known here; the last known is {SCHEMA}")
@@ -138,16 +139,6 @@ class FusionArtifact:
         if self.shape != shape or self.autoencoder not in (None, name):
             own = f"{self.autoencoder or 'features'} {'x'.join(map(str, self.shape))}"
             raise InputError(f"{origin}: made with {own}; the model here is {name} {'x'.join(map(str, shape))}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or broken ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return found
 
 
 def _original(path: Path) -> FusionArtifact:

@@ -1,6 +1,6 @@
 """A vector for each thing, by which it is known again in another picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -159,15 +159,11 @@ class CropEmbedder:
     def vectors(self, image: Picture, things: Sequence[Instance]) -> Tensor:
         """Embeddings of the cut-outs; see the protocol."""
         picture = upright(image)
-        found: list[Tensor] = []
-        for start in range(0, len(things), _BATCH):
-            some = things[start : start + _BATCH]
-            pixels = torch.stack([self._crop(picture, thing) for thing in some])
-            answer = self.model(F.normalize(pixels, self._mean, self._std).to(self.model.device, self.model.dtype))
-            own = torch.nn.functional.normalize(answer.image_embeds.float().cpu(), dim=-1)
-            own[[not thing.mask.any() for thing in some]] = 0
-            found.append(own)
-        return torch.cat(found) if found else torch.zeros(0, 1)
+        return _in_batches(things, lambda some: self._embed(torch.stack([self._crop(picture, t) for t in some])))
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        pixels = F.normalize(pixels, self._mean, self._std)
+        return self.model(pixels.to(self.model.device, self.model.dtype)).image_embeds
 
     def _crop(self, picture: Image.Image, thing: Instance) -> Tensor:
         """One thing alone on plain ground, (3,S,S) in [0,1]."""
@@ -200,18 +196,26 @@ class NamingEmbedder:
     def vectors(self, image: Picture, things: Sequence[Instance]) -> Tensor:
         """Centred log-probabilities (N,17) of each cut-out with its surroundings; see the protocol."""
         picture = upright(image)
-        found: list[Tensor] = []
-        for start in range(0, len(things), _BATCH):
-            some = things[start : start + _BATCH]
-            crops = [
-                _pixels(picture.crop(window(t, margin=0.16)), [CROP, CROP], InterpolationMode.BILINEAR) for t in some
-            ]
-            logits = self.judge((torch.stack(crops) * 2 - 1).to(self.judge.device, self.judge.dtype))
-            logs = [part.float().log_softmax(-1).clamp(min=-8) for part in logits]
-            own = torch.cat([log - log.mean(-1, keepdim=True) for log in logs], 1).cpu()
-            own[[not t.mask.any() for t in some]] = 0
-            found.append(torch.nn.functional.normalize(own, dim=-1))
-        return torch.cat(found) if found else torch.zeros(0, 1)
+        return _in_batches(things, lambda some: self._embed(torch.stack([self._crop(picture, t) for t in some])))
+
+    def _crop(self, picture: Image.Image, thing: Instance) -> Tensor:
+        return _pixels(picture.crop(window(thing, margin=0.16)), [CROP, CROP], InterpolationMode.BILINEAR)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        logits = self.judge((pixels * 2 - 1).to(self.judge.device, self.judge.dtype))
+        logs = [part.float().log_softmax(-1).clamp(min=-8) for part in logits]
+        return torch.cat([log - log.mean(-1, keepdim=True) for log in logs], 1)
+
+
+def _in_batches(things: Sequence[Instance], embed: Callable[[Sequence[Instance]], Tensor]) -> Tensor:
+    """Unit vectors (N,D) on the CPU, some things at a time; zeros for a mask without a pixel."""
+    found: list[Tensor] = []
+    for start in range(0, len(things), _BATCH):
+        some = things[start : start + _BATCH]
+        own = torch.nn.functional.normalize(embed(some).float().cpu(), dim=-1)
+        own[[not thing.mask.any() for thing in some]] = 0
+        found.append(own)
+    return torch.cat(found) if found else torch.zeros(0, 1)
 
 
 def window(thing: Instance, margin: float = 0.25) -> tuple[int, int, int, int]:

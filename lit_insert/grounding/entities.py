@@ -103,15 +103,10 @@ class QwenEntities:
         """
         from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-        from lit_insert.artifacts.weights import load_component
+        from lit_insert.artifacts.weights import load_component, load_processor
 
         model = load_component(Qwen3VLForConditionalGeneration, folder, ".", dtype=dtype)
-        try:
-            processor = Qwen3VLProcessor.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder}: no Qwen3-VL processor in it ({reason[:200]})") from error
-        return cls(model, processor, **options)
+        return cls(model, load_processor(Qwen3VLProcessor, folder, "Qwen3-VL processor"), **options)
 
     def to(self, device: "str | torch.device") -> Self:
         """Move to a device; returns the backend."""

@@ -5,6 +5,7 @@ do not count. A pixel is foreground where its probability is above ``threshold``
 :class:`~lit_insert.mask_decoder.pipeline.MaskPipeline`. Pictures of different sizes go in separate updates.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -97,9 +98,9 @@ class _ImageMean(Metric):
         self.total += scores.sum()
         self.pictures += len(scores)
 
+    @abstractmethod
     def scores(self, probability: Tensor, mask: Tensor) -> Tensor:
         """The score of each picture, float32 (N,) in [0,1]; keeps nothing."""
-        raise NotImplementedError
 
     def compute(self) -> Tensor:
         """Mean over pictures, float32 scalar in [0,1]."""

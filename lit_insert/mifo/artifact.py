@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_insert.artifacts.folder import replace_model_folder
+from lit_insert.artifacts.json_file import read_object
 from lit_insert.artifacts.resolve import CONFIG
 from lit_insert.artifacts.weights import read_weights
 from lit_insert.errors import InputError
@@ -123,13 +124,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: If it is missing, broken, or no JSON object.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG}: missing or broken ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / CONFIG}: expected a JSON object")
-    return config
+    return read_object(folder / CONFIG)
 
 
 def add_tokens(

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lit_insert.artifacts.atomic import atomic_file
 from lit_insert.artifacts.hub import pull_model
+from lit_insert.artifacts.json_file import read_object
 from lit_insert.artifacts.resolve import CONFIG, INDEX, Source
 from lit_insert.artifacts.weights import cast, load_component
 from lit_insert.diffusion.frozen import load_part, resolve_base
@@ -127,10 +128,7 @@ def load_base(base: str, dtype: torch.dtype = torch.float32, **hub: Any) -> Text
     parts["scheduler"] = load_part(DDIMScheduler, where, "scheduler", **hub)
     settings: dict[str, Any] = {}
     if (folder / SETTINGS).is_file():
-        try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{folder / SETTINGS}: broken JSON ({error})") from error
+        settings = read_object(folder / SETTINGS)
     return TextParts(**parts, settings=settings)
 
 

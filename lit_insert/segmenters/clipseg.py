@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-from lit_insert.artifacts.weights import load_component
+from lit_insert.artifacts.weights import load_component, load_processor
 from lit_insert.errors import InputError
 from lit_insert.images import Picture
 from lit_insert.segmenters.base import Features, Instances, check_request, chunks, connected, upright
@@ -47,12 +47,7 @@ class ClipSegSegmenter:
             InputError: If a part is missing or broken.
         """
         model = load_component(CLIPSegForImageSegmentation, folder, ".", dtype=dtype)
-        try:
-            processor = CLIPSegProcessor.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder}: no CLIPSeg processor in it ({reason[:200]})") from error
-        return cls(model, processor, name)
+        return cls(model, load_processor(CLIPSegProcessor, folder, "CLIPSeg processor"), name)
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device; returns the segmenter."""

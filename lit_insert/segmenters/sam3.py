@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Sam3Model, Sam3Processor
 
-from lit_insert.artifacts.weights import load_component
+from lit_insert.artifacts.weights import load_component, load_processor
 from lit_insert.errors import InputError
 from lit_insert.images import Picture
 from lit_insert.segmenters.base import Features, Instance, Instances, best_first, check_request, chunks, upright
@@ -70,12 +70,7 @@ class Sam3Segmenter:
             InputError: If a part is missing or broken.
         """
         model = load_component(Sam3Model, folder, ".", dtype=dtype)
-        try:
-            processor = Sam3Processor.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder}: no SAM 3 processor in it ({reason[:200]})") from error
-        return cls(model, processor, name)
+        return cls(model, load_processor(Sam3Processor, folder, "SAM 3 processor"), name)
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device; returns the segmenter."""

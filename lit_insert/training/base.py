@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ HEADER = "lit_insert"  # key of what a checkpoint says about itself
 _OMITTED = object()
 
 
-class BaseModule(pl.LightningModule):
+class BaseModule(pl.LightningModule, ABC):
     """Optimiser wiring, seeded noise, logging and slim checkpoints; subclasses say what the loss is.
 
     * Every random number of a step comes from (``noise_seed``, rank, number of the batch): the generator handed
@@ -55,9 +56,9 @@ class BaseModule(pl.LightningModule):
 
     # What a subclass gives
 
+    @abstractmethod
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Return ``{"loss": scalar, …parts}`` for one batch, in float32."""
-        raise NotImplementedError  # abstract: every method has its own objective
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Optimiser groups; by default all that requires a gradient, biases and norms without weight decay.
@@ -66,13 +67,13 @@ class BaseModule(pl.LightningModule):
         """
         return parameters.named_groups(self)
 
+    @abstractmethod
     def export(self, folder: str | Path) -> None:
         """Write what was trained as a folder that a pipeline loads."""
-        raise NotImplementedError  # abstract: a method without export simply has no exported folder
 
     def sample_grid(self, batch: Mapping[str, Any], generator: torch.Generator) -> list[list[Any]]:
-        """Rows of pictures (PIL or (3,H,W) tensors in [-1,1]) to look at while training."""
-        raise NotImplementedError  # abstract: a method without pictures has no grid
+        """Rows of pictures (PIL or (3,H,W) tensors in [-1,1]) to look at while training; by default none."""
+        return []
 
     # Training
 

@@ -38,9 +38,9 @@ class SampleGrid(pl.Callback):
         self._drawn = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Turn off where the module has nothing to draw."""
+        """Turn off where the module cannot draw."""
         self._drawn = trainer.global_step
-        if not isinstance(pl_module, BaseModule) or type(pl_module).sample_grid is BaseModule.sample_grid:
+        if not isinstance(pl_module, BaseModule):
             self.every_n_steps = 0
 
     def on_train_batch_end(
@@ -58,7 +58,7 @@ class SampleGrid(pl.Callback):
 
     @torch.no_grad()
     def draw(self, trainer: Any, pl_module: Any) -> Path | None:
-        """Draw one grid now; returns its file, or None without validation data or in a dry run."""
+        """Draw one grid now; returns its file, or None without validation data, without pictures or in a dry run."""
         if self._batch is None:
             self._batch = first_samples(trainer, self.num_samples)
         if self._batch is None:
@@ -70,6 +70,8 @@ class SampleGrid(pl.Callback):
             torch.manual_seed(self.seed)
             with trainer.precision_plugin.forward_context():
                 rows = pl_module.sample_grid(batch, generator)
+        if not rows:
+            return None
         picture = image_grid(rows)
         if trainer.fast_dev_run:
             return None

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -125,6 +127,12 @@ def test_hyper_parameters_become_plain_data(tmp_path):
         def __init__(self, folder, net, sizes):
             super().__init__()
             self.save_hyperparameters()
+
+        def compute_loss(self, batch, generator):
+            return {"loss": torch.zeros(())}
+
+        def export(self, folder):
+            Path(folder).mkdir()
 
     model = Odd(tmp_path, nn.Linear(1, 1), (1, [2, nn.ReLU()]))
     checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
