@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lit_insert import pocket
 from lit_insert.diffusion.frozen import load_part, resolve_base
@@ -34,12 +34,13 @@ class TextToImageModule(BaseModule):
     """A small Stable Diffusion for captioned scenes: UNet and text encoder learn together, the autoencoder is given.
 
     The UNet starts from the weights of the base's own UNet wherever name and shape fit, which already knows how to
-    paint the scenes; new attention blocks start as the identity.
+    paint the scenes; new attention blocks start as the identity. A base with a text encoder goes on with that.
 
     Args:
-        base: Folder with vae/, unet/ and scheduler/, or "pocket".
-        max_length: Longest prompt in tokens.
-        text_layers: Layers of the text encoder, each of the width of the UNet's cross-attention.
+        base: Folder with vae/, unet/ and scheduler/, or "pocket"; with text_encoder/ and tokenizer/ too if it has been
+            trained before.
+        max_length: Longest prompt in tokens; that of the base where it has a text encoder.
+        text_layers: Layers of a new text encoder, each of the width of the UNet's cross-attention.
         caption_dropout: Probability of an empty caption.
         object_weight: Extra loss weight of the latent cells that things cover.
         guidance_scale: Weight of the prompt in pictures drawn while training.
@@ -77,23 +78,15 @@ class TextToImageModule(BaseModule):
         self.scheduler = DDIMScheduler.from_config(
             DDIMScheduler.load_config(folder, subfolder="scheduler"), steps_offset=1
         )
-        self.unet = text_unet(load_part(UNet2DConditionModel, folder, "unet"))
-        self.tokenizer = word_tokenizer(max_length=max_length)
-        width = self.unet.config["cross_attention_dim"]
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(self.tokenizer),
-                hidden_size=width,
-                intermediate_size=2 * width,
-                num_hidden_layers=text_layers,
-                num_attention_heads=4,
-                max_position_embeddings=max_length,
-                bos_token_id=self.tokenizer.bos_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        )
-        self.text_encoder.train()
+        unet = load_part(UNet2DConditionModel, folder, "unet")
+        if Path(folder, "text_encoder").is_dir():
+            self.unet = unet.train()
+            self.tokenizer = load_part(CLIPTokenizer, folder, "tokenizer")
+            self.text_encoder = load_part(CLIPTextModel, folder, "text_encoder").train()
+        else:
+            self.unet = text_unet(unet)
+            self.tokenizer = word_tokenizer(max_length=max_length)
+            self.text_encoder = new_text_encoder(self.tokenizer, self.unet.config["cross_attention_dim"], text_layers)
         self._judge: PromptedObjects | None = None
 
     def compute_loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
@@ -152,6 +145,28 @@ class TextToImageModule(BaseModule):
             requires_safety_checker=False,
         ).save_pretrained(folder)
         write_settings(folder, {**self.sampling, **SYNTHESIS})
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
+    """A CLIP text model with random weights for a tokenizer's words.
+
+    Args:
+        tokenizer: Says how many words there are, and how long a prompt may be.
+        width: Of the states.
+        layers: Transformer layers.
+    """
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config).train()
 
 
 @torch.no_grad()

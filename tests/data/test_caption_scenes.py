@@ -33,6 +33,28 @@ def test_captions_name_what_is_there_and_nothing_else(scenes):
     assert {w for c in scenes["caption"] for w in c.split(" on ")[1:]} == set(world.BACKGROUNDS)
 
 
+def test_captions_may_tell_the_places(scenes):
+    told = CaptionSceneDataset("train", 64, places=0.5).batch(range(64))
+    assert torch.equal(told["image"], scenes["image"])
+    where = ("at top left", "at top right", "at bottom left", "at bottom right")
+    changed = 0
+    for caption, plain, labels in zip(told["caption"], scenes["caption"], scenes["labels"], strict=True):
+        shorter = caption
+        for place in where:
+            shorter = shorter.replace(f" {place}", "")
+        assert shorter == plain
+        changed += caption != plain
+        if caption != plain:
+            for place, label in zip(where, labels, strict=True):
+                assert (label[0] < 0) or f"{world.describe(label)} {place}" in caption
+    assert 16 < changed < 48
+    data = CaptionScenesDataModule(places=1.0)
+    assert all(" at " in c for c in data.dataset("train").batch(range(8))["caption"])
+    assert not any(" at " in c for c in data.dataset("val").batch(range(8))["caption"])
+    with pytest.raises(InputError, match="places is 2"):
+        CaptionSceneDataset("train", 1, places=2)
+
+
 def test_boxes_are_tight(scenes):
     size = scenes["image"].shape[-1]
     for masks, boxes in zip(scenes["masks"], scenes["boxes"], strict=True):

@@ -61,6 +61,12 @@ def test_the_export_is_a_stable_diffusion(module, tmp_path):
     assert parts.tokenizer.model_max_length == 32
     assert SynthesisSettings.of(parts.settings).guidance_scale == module.sampling["guidance_scale"]
     module.train()
+    further = TextToImageModule(base=str(tmp_path / "out"), max_length=16)
+    for name in ("unet", "text_encoder"):
+        expected = getattr(module, name).state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in getattr(further, name).state_dict().items())
+        assert getattr(further, name).training
+    assert further.tokenizer.model_max_length == 32
 
 
 def test_a_prompt_that_is_too_long_is_told(module):
