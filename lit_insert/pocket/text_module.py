@@ -166,7 +166,11 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPT
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config).train()
+    encoder = CLIPTextModel(config).train()
+    # As small as CLIP draws them, rows are drowned by the words that matter most at first, colours, and the word for a
+    # shape is lost in its own state before the UNet ever uses it.
+    torch.nn.init.normal_(encoder.get_input_embeddings().weight)
+    return encoder
 
 
 @torch.no_grad()
