@@ -175,7 +175,7 @@ def measure_fusion(
     """Placement, then a row of figures for each noise level, and pictures of some cases."""
     judge = InsertionJudge.from_pretrained(pocket.path("judge"))
     how = FusionSettings(global_scale=1.0, avoid=("thing",))
-    landed, free, shown = [], [], []
+    landed, free, shown, unseen = [], [], [], 0
     every = [0.0, *strengths]  # 0: the fused features as they are, before any flow
     rows: dict[float, list[dict[str, float]]] = {t: [] for t in every}
     results: dict[float, list[Tensor]] = {t: [] for t in every}
@@ -183,7 +183,13 @@ def measure_fusion(
         if truth is not None:
             truth.case = case
         thing = FusionObject(case.portrait, case.words, location_prompt=case.place, base_scale=SIDE)
-        artifact = pipe.place(case.scene, [thing], seed=number, settings=how)
+        try:
+            artifact = pipe.place(case.scene, [thing], seed=number, settings=how)
+        except InputError:  # the segmenter saw no such object in its own picture; counts as placed nowhere
+            landed.append(False)
+            free.append(False)
+            unseen += 1
+            continue
         own = artifact.objects.numpy() > 0.5 if artifact.objects is not None else np.zeros((1, 1), bool)
         pixels = np.asarray(Image.fromarray(own).resize((SIZE, SIZE), Image.Resampling.NEAREST))
         ys, xs = np.nonzero(pixels)
@@ -213,13 +219,15 @@ def measure_fusion(
             )
         if number < 8:
             shown.append([case.scene, case.portrait, *(picture for picture, _ in made)])
-    placed = {"in_region": float(np.mean(landed)), "on_free_space": float(np.mean(free))}
+    placed = {"in_region": float(np.mean(landed)), "on_free_space": float(np.mean(free)), "not_found": float(unseen)}
     table = []
     real = torch.cat([to_tensor(c.scene)[None] for c in cases])
     for strength in every:
         if not rows[strength]:
             continue
         mean = {k: float(np.mean([r[k] for r in rows[strength]])) for k in rows[strength][0]}
+        for key in ("shape", "colour", "identity"):
+            mean[key] *= len(rows[strength]) / len(cases)  # objects placed nowhere are wrong
         mean["background_max_abs_diff"] = max(r["background_max_abs_diff"] for r in rows[strength])
         quality = GenerationQuality()
         quality.update(real, real=True)
@@ -307,7 +315,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["val", "test"], help="val for choosing settings")
     parser.add_argument("--steps", type=int, default=30, help="from pure noise")
     parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS))
-    parser.add_argument("--guidance_scale", type=float, default=1.5, help="of the transformer's own pictures")
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the transformer's own pictures")
     parser.add_argument("--grid", type=Path, help="also write a picture of some cases")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()

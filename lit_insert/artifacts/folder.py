@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lit_insert.artifacts.atomic import atomic_folder
+from lit_insert.artifacts.json_file import forget_paths
 from lit_insert.artifacts.resolve import CONFIG, INDEX, is_model_folder
 from lit_insert.errors import InputError
 
@@ -27,6 +28,7 @@ def replace_model_folder(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: has other things in it and no model; give a new or empty folder")
     with atomic_folder(path) as temporary:
         yield temporary
+        forget_paths(temporary)
         for old in path.iterdir() if path.is_dir() else ():
             if (temporary / old.name).exists() or _is_part(old):
                 continue

@@ -1,4 +1,4 @@
-"""JSON files that belong to a model: an object, or one line that says why not."""
+"""The JSON files of a model."""
 
 import json
 from pathlib import Path
@@ -20,3 +20,16 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: must be a JSON object")
     return found
+
+
+def write_object(path: Path, content: dict[str, Any]) -> None:
+    """Write an object, indented by two."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_paths(folder: Path) -> None:
+    """Take ``_name_or_path`` out of every ``config.json`` below a folder: where a part lay before it was saved here."""
+    for path in sorted(folder.rglob("config.json")):
+        config = read_object(path)
+        if config.pop("_name_or_path", None) is not None:
+            write_object(path, config)

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_insert.artifacts.atomic import atomic_file, atomic_folder
+from lit_insert.artifacts.json_file import forget_paths
 from lit_insert.cli.configs import check_yaml, config_path
 from lit_insert.cli.short_errors import ShortErrorParser
 from lit_insert.cli.train import RunOptions, rank
@@ -248,6 +249,7 @@ class TrainCLI(LightningCLI):
         if self.trainer.is_global_zero:
             with averaged(self.trainer), atomic_folder(self.options.out / "export") as folder:
                 self.model.export(folder)
+                forget_paths(folder)
             print(f"exported to {self.options.out / 'export'}", file=sys.stderr)
         return True
 

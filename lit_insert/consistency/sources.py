@@ -1,7 +1,6 @@
 """The exported folder of a generator: diffusers' layout, and in its index what diffusers has no place for."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
 from lit_insert.artifacts.hub import pull_model
-from lit_insert.artifacts.json_file import read_object
+from lit_insert.artifacts.json_file import forget_paths, read_object, write_object
 from lit_insert.artifacts.resolve import INDEX, Source
 from lit_insert.artifacts.weights import load_component
 from lit_insert.errors import InputError
@@ -100,11 +99,5 @@ def save_folder(
         **kwargs: diffusers', such as ``variant``.
     """
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, **kwargs)
-    config = folder / "unet" / "config.json"
-    # _name_or_path is a path of this machine
-    _write_json(config, {k: v for k, v in read_object(config).items() if k != "_name_or_path"})
-    _write_json(folder / INDEX, {**read_object(folder / INDEX), **facts.changed()})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    forget_paths(folder)
+    write_object(folder / INDEX, {**read_object(folder / INDEX), **facts.changed()})

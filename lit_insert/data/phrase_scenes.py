@@ -76,6 +76,7 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
         least: Fewest things in a picture.
         most: Most things in a picture, up to 4.
         seed: World seed.
+        portraits: Chance of a picture of one thing alone that fills most of it, half of these on a plain ground.
 
     Raises:
         InputError: If a number is out of range.
@@ -91,6 +92,7 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
         least: int = 1,
         most: int = 4,
         seed: int = 0,
+        portraits: float = 0.0,
     ) -> None:
         if not 32 <= size <= 128:
             raise InputError(f"size is {size}; scenes are drawn at 32 to 128 pixels")
@@ -98,6 +100,9 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
             raise InputError(f"phrases is {phrases}; give 1 or more")
         if not 0 <= least <= most <= 4 or most < 1:
             raise InputError(f"least is {least} and most {most}; give 0 to 4 things, and at least one at most")
+        if not 0 <= portraits <= 1:
+            raise InputError(f"portraits is {portraits}; it is a chance, from 0 to 1")
+        self.portraits = portraits
         self.split, self.length, self.size, self.phrases = split, length, size, phrases
         self.least, self.most, self.seed = least, most, seed
         self.triples = world.combinations(split, 0.0)
@@ -117,8 +122,12 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
         scenes = world.lay_out(index, seed=self.seed, triples=self.triples)
         u = world.uniforms(self.seed, index, _LAYOUT, stream=_STREAM)
         count = self.least + (u[:, 0] * (self.most - self.least + 1)).long()
-        present = u[:, 1:5].argsort(1).argsort(1) < count[:, None]
-        scenes.state = torch.where(present, world.OCCUPIED, world.ABSENT)
+        near = u[:, 5] < self.portraits
+        present = u[:, 1:5].argsort(1).argsort(1) < torch.where(near, 1, count)[:, None]
+        # A portrait has no marked place.
+        scenes.state = torch.where(present & ~near[:, None], world.OCCUPIED, world.ABSENT)
+        if near.any():
+            _step_up(scenes, near, near & (u[:, 6] < 0.5))
         return Layout(scenes, present)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -174,6 +183,18 @@ class PhraseSceneDataset(Dataset[dict[str, Any]]):
         return kind, words
 
 
+def _step_up(scenes: world.Scenes, near: Tensor, plain: Tensor) -> None:
+    """Move the things of some scenes to the middle, at about twice their size; give some a plain ground."""
+    things, cells = scenes.objects, world.CELLS
+    things.x = torch.where(near[:, None], things.x - cells[:, 0] + 0.5, things.x)
+    things.y = torch.where(near[:, None], things.y - cells[:, 1] + 0.5, things.y)
+    largest = (things.radius - 0.175) / 0.035  # of all sizes, from 0 to 1
+    things.radius = torch.where(near[:, None], 0.30 + 0.13 * largest, things.radius)
+    ground = scenes.background
+    ground[:, 2] = torch.where(plain, ground[:, 1], ground[:, 2])
+    ground[:, 6:9] = torch.where(plain[:, None], ground[:, 3:6], ground[:, 6:9])
+
+
 def draw(layout: Layout, size: int) -> tuple[Tensor, Tensor]:
     """Pictures (N,3,size,size) in [-1,1] and masks (N,4,size,size) in {0,1} of the things at each place."""
     scenes, present = layout.scenes, layout.present
@@ -217,6 +238,7 @@ class PhraseScenesDataModule(ProceduralDataModule):
         val_length: Pictures for validation.
         test_length: Pictures for test and predict; they have two to four things.
         seed: World seed; also the seed of the order.
+        portraits: Chance of a picture of one thing that fills most of it.
     """
 
     def __init__(
@@ -229,10 +251,11 @@ class PhraseScenesDataModule(ProceduralDataModule):
         val_length: int = 256,
         test_length: int = 256,
         seed: int = 0,
+        portraits: float = 0.0,
     ) -> None:
         super().__init__(batch_size, num_workers, {"train": train_length, "val": val_length, "test": test_length}, seed)
         self.save_hyperparameters(logger=False)
-        self.size, self.phrases = size, phrases
+        self.size, self.phrases, self.portraits = size, phrases, portraits
 
     def dataset(self, split: str) -> PhraseSceneDataset:
         """The scenes of one split."""
@@ -243,4 +266,5 @@ class PhraseScenesDataModule(ProceduralDataModule):
             phrases=self.phrases,
             least=0 if split == "train" else 2,
             seed=self.seed,
+            portraits=self.portraits,
         )

@@ -29,7 +29,7 @@ _RGB = torch.tensor(
         [0.97, 0.97, 0.97],
     ]
 )
-_CELLS = torch.tensor([[0.26, 0.26], [0.74, 0.26], [0.26, 0.74], [0.74, 0.74]])
+CELLS = torch.tensor([[0.26, 0.26], [0.74, 0.26], [0.26, 0.74], [0.74, 0.74]])
 ABSENT, VACANT, OCCUPIED = 0, 1, 2
 _DRAWS = 80
 _OBJECT_DRAWS = 8
@@ -151,8 +151,8 @@ def lay_out(index: Tensor, *, seed: int, triples: Tensor, jitter: float = 0.03, 
     shift = (per_object[..., 3:5] * 2 - 1) * jitter
     objects = Objects(
         label=label,
-        x=_CELLS[:, 0] + shift[..., 0],
-        y=_CELLS[:, 1] + shift[..., 1],
+        x=CELLS[:, 0] + shift[..., 0],
+        y=CELLS[:, 1] + shift[..., 1],
         radius=0.175 + 0.035 * per_object[..., 5],
         angle=(per_object[..., 6] * 2 - 1) * rotation,
         phase=per_object[..., 7] * 2 * math.pi,

@@ -111,3 +111,22 @@ def test_batches_of_the_data_module():
 def test_numbers_out_of_range(options):
     with pytest.raises(InputError):
         PhraseSceneDataset("train", 4, **options)
+
+
+def test_portraits_show_one_large_thing():
+    data = PhraseSceneDataset("train", 64, size=32, portraits=0.5)
+    batch, plain = data.batch(range(64)), PhraseSceneDataset("train", 64, size=32).batch(range(64))
+    largest = batch["things"].flatten(2).mean(-1).amax(1)
+    near = largest > plain["things"].flatten(2).mean(-1).max()
+    assert 16 < near.sum() < 48
+    assert ((batch["labels"][near][..., 0] >= 0).sum(1) == 1).all()
+    assert torch.equal(batch["image"][~near], plain["image"][~near])
+    rows = batch["things"][near].amax(1)
+    middle = (rows.sum(1) * torch.arange(32)).sum(-1) / rows.sum((1, 2))
+    assert (middle - 15.5).abs().max() < 4
+    corners = batch["image"][near][:, :, ::31, ::31].flatten(2)
+    flat = (corners.amax(-1) - corners.amin(-1)).amax(1) < 0.02
+    assert 0.2 < flat.float().mean() < 0.9
+    with pytest.raises(InputError, match="portraits is -1"):
+        PhraseSceneDataset("train", 1, portraits=-1)
+    assert PhraseScenesDataModule(portraits=0.25).dataset("val").portraits == 0.25

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import ConsistencyModelPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from lit_insert import pocket
@@ -12,6 +14,10 @@ from lit_insert.data.image_scenes import SceneImages
 from lit_insert.data.scenes import SceneDataset
 from lit_insert.diffusion.noise import step_generator
 from lit_insert.errors import InputError
+from lit_insert.fusion.latents import LatentSpace, load_autoencoder
+from lit_insert.fusion.objects import FusionObject
+from lit_insert.fusion.pipeline import FusionPipeline
+from lit_insert.images import to_pil
 from lit_insert.metrics.distribution import sliced_wasserstein
 from lit_insert.pocket.blank import write_blank
 from lit_insert.pocket.module import AutoencoderModule, JudgeModule, ReferenceModule
@@ -19,7 +25,7 @@ from lit_insert.pocket.module import AutoencoderModule, JudgeModule, ReferenceMo
 LIMIT = 8e6
 
 
-@pytest.mark.parametrize("name", ["insert", "judge", "mask", "generate"])
+@pytest.mark.parametrize("name", ["insert", "judge", "mask", "generate", "segment", "fusion", "text"])
 def test_models_are_small_and_have_a_card(name):
     folder = pocket.path(name)
     weights = list(folder.rglob("*.safetensors"))
@@ -45,6 +51,25 @@ def test_the_generator_is_diffusers_own_and_makes_scenes():
     for steps in (1, 2):
         samples = torch.stack(ours(48, steps, seed=0, output_type="pt").images) * 2 - 1
         assert sliced_wasserstein(samples, real) < 0.4 * sliced_wasserstein(noisy, real)
+
+
+def test_the_fusion_model_adds_a_thing_and_leaves_the_rest():
+    pipe = FusionPipeline.from_pretrained()
+    scene, thing = (
+        to_pil(SceneImages("test", 8, content).draw([3], 64)[0][0] / 127.5 - 1) for content in ("scene", "object")
+    )
+    found = FusionObject(thing, mask=Image.new("L", thing.size, 255), target_area="bottom_left", base_scale=0.6)
+    weak, strong = (np.asarray(p).astype(int) for p in pipe(scene, [found], strength=[0.2, 0.9], seed=0).images)
+    before = np.asarray(scene).astype(int)
+    for picture in (weak, strong):
+        assert picture.shape == before.shape
+        assert np.abs(picture - before)[40:, :24].mean() > 2
+        assert np.array_equal(picture[:24, 40:], before[:24, 40:])
+    assert np.abs(weak - strong).max() > 8
+    space = LatentSpace(load_autoencoder("pocket"))
+    pictures = SceneImages("val", count=16).draw(range(16), 32)[0] / 255
+    error = (space.decode(space.encode(pictures)).clamp(0, 1) - pictures).square().mean()
+    assert -10 * error.log10() > 30
 
 
 def test_an_unknown_model_lists_those_there_are():
