@@ -336,7 +336,11 @@ class FusionPipeline:
             noise_levels(value, num_inference_steps)
         self._need_transformer()
         memory = PeakMemory(self.device)
-        artifact = self.place(base_image, objects, seed=seed, settings=settings, memory=memory)
+        kept, self._space.keep = self._space.keep, True  # the second stage begins with it
+        try:
+            artifact = self.place(base_image, objects, seed=seed, settings=settings, memory=memory)
+        finally:
+            self._space.keep = kept
         return self.refine(
             [artifact],
             base_images=[base_image],

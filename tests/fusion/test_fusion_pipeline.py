@@ -313,3 +313,19 @@ def test_mistakes(pipe, tmp_path):
 
 def test_the_noise_is_the_artifacts_own():
     assert not torch.equal(job_noise(0, (2, 4, 4)), job_noise(1, (2, 4, 4)))
+
+
+def test_one_call_reads_the_autoencoder_once_a_stage(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path / "model")
+    named = FusionPipeline.from_pretrained(tmp_path / "model", segmenter=EVERYWHERE)
+    load, read = named._space.load, []
+
+    def counted():
+        read.append(1)
+        return load()
+
+    monkeypatch.setattr(named._space, "load", counted)
+    named(scene(32, 32), objects(), strength=0.5, num_inference_steps=2)
+    assert len(read) == 2, "to place and encode, and to decode"
+    assert named._space.value is None
+    assert not named._space.keep
