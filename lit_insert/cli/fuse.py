@@ -20,6 +20,7 @@ from lit_insert.cli.fuse_jobs import RECORD, FuseJob, FuseWork, artifact_files, 
 from lit_insert.errors import InputError
 from lit_insert.fusion.choices import AREAS, BACKDROPS, OVERLAPS, SCALINGS
 from lit_insert.fusion.objects import FusionSettings
+from lit_insert.images import image_grid, load_image
 
 if TYPE_CHECKING:
     from lit_insert.fusion.output import FusionOutput
@@ -206,7 +207,7 @@ class _Runner:
             shown = pipeline.preview(artifact)
             write_picture(shown, folder / f"{job.name}_fused.png")
             outputs.append(f"{job.name}_fused.png")
-            self._show(job.name, [shown])
+            self._show(job, artifact, [shown])
         else:
             made = self._finish(pipeline, artifact)
             for picture, value in zip(made.images, made.strengths, strict=True):
@@ -214,7 +215,7 @@ class _Runner:
                 write_picture(picture, folder / f"{name}.{self.options.format}")
                 outputs.append(f"{name}.{self.options.format}")
             entry |= {"results": [r.as_dict() for r in made.reports], "memory_mb": made.memory}
-            self._show(job.name, made.images)
+            self._show(job, artifact, made.images)
         entry |= {"outputs": outputs, "placements": artifact.placements, "notes": artifact.notes}
         entry |= {"digest": "" if stage == "2" else job.digest(self.depends)}
         self.work.done.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
@@ -230,9 +231,13 @@ class _Runner:
             class_label=given.class_label,
         )[0]
 
-    def _show(self, name: str, pictures: list[Any]) -> None:
-        if self.report is not None and len(self.pictures) < 64:
-            self.pictures.append([name, *(thumbnail(p) for p in pictures)])
+    def _show(self, job: FuseJob, artifact: Any, pictures: list[Any]) -> None:
+        if self.report is None or len(self.pictures) >= 64:
+            return
+        scene = thumbnail(load_image(artifact.scene)) if artifact.scene and Path(artifact.scene).is_file() else None
+        things = [thumbnail(load_image(thing.path)) for thing in job.objects]
+        row = [job.name, scene, image_grid([things], cell=128) if things else None]
+        self.pictures.append([*row, *(thumbnail(p) for p in pictures)])
 
     def _write_record(self) -> None:
         from lit_insert import __version__
@@ -250,7 +255,8 @@ class _Runner:
         if not work.done:
             raise InputError(f"none of {len(work.jobs)} jobs could be done; the first: {work.failed[0]['reason']}")
         if self.report is not None:
-            self.report.heading("Results").images(self.pictures, cell_px=256)
+            made = ["fused features"] if self.options.stage == "1" else [f"t {value:g}" for value in self.strengths]
+            self.report.heading("Results").images(self.pictures, ["", "scene", "object", *made], cell_px=192)
             self.report.save(self.options.report)
         new = len(work.done) - work.skipped
         already = f", {work.skipped} were there already" if work.skipped else ""
