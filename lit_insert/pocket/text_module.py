@@ -25,7 +25,7 @@ from lit_insert.training.parameters import frozen
 SYNTHESIS: dict[str, Any] = {
     "end_tokens": "nowhere",
     "separate_words": True,
-    "guidance": {"layers": ["mid", "up:8"], "iterations": 3, "step_size": [20.0, 10.0], "stop_below": 0.0},
+    "guidance": {"layers": ["mid", "up:8"], "iterations": 3, "step_size": [5.0, 2.0], "stop_below": 0.0},
     "refinement": {"layers": ["up:16"]},
 }
 
