@@ -1,8 +1,8 @@
 """What putting an object into a scene costs at the published size: time of each stage, time a step, largest memory.
 
-Random weights, since only their number matters: DINOv2-base and a ViT-XL decoder (AutoencoderRAE at 512 pixels, features
-of 768 x 32 x 32) and DiT^DH-XL, 839 M parameters. They are written to a folder and read back when their stage needs
-them, as a user's would be. The object comes with its mask, so no segmenter runs.
+Random weights, since only their number matters: DINOv2-base and a ViT-XL decoder (AutoencoderRAE at 512 pixels,
+features of 768 x 32 x 32) and DiT^DH-XL, 839 M parameters. They are written to a folder and read back when their stage
+needs them, as a user's would be. The object comes with its mask, so no segmenter runs.
 
 ``python benchmarks/fusion_full_size.py --dtype bfloat16 --json``
 """

@@ -45,7 +45,6 @@ from lit_insert.mifo.objective import AttentionLoss, masked_error
 from lit_insert.mifo.pipeline import SynthesisPipeline
 from lit_insert.mifo.sources import TextParts
 from lit_insert.mifo.tuning import Finetuning, Sketching
-from lit_insert.training.ema import EMA, averaged
 
 MODES = ("none", "break_a_scene", "mifo_paper", "mifo_joint")
 # Two or three things, the first three scenes look-alikes: one shape and colour, another texture.
@@ -70,14 +69,13 @@ def main() -> None:
     add("--scenes", nargs="+", default=list(SCENES), choices=list(SCENES))
     add("--seeds", type=int, default=5, help="seeds for each mode and scene")
     add("--token_steps", type=int, default=50, help="steps of the first phase")
-    add("--finetune_steps", type=int, default=250, help="steps of the second phase")
+    add("--finetune_steps", type=int, default=300, help="steps of the second phase")
     add("--batch_size", type=int, default=4)
     add("--shift", type=float, default=0.5, help="largest random shift of the picture, in sides")
     add("--token_lr", type=float, default=3e-2)
     add("--finetune_lr", type=float, default=1e-3)
     add("--reward", type=float, default=0.2, help="weight of the reward; the penalty has twice as much")
     add("--prior_weight", type=float, default=0.1, help="weight of the class pictures")
-    add("--ema", type=float, default=0.97, help="decay of the average of the weights that is measured; 0 for none")
     add("--max_normalised", type=float, default=0.1, help="weight of Break-A-Scene's loss")
     add("--layers", nargs="+", default=["all"], help="cross-attention layers of the loss")
     add("--peer_layers", nargs="+", default=[":8"], help="those of Break-A-Scene's loss: one resolution")
@@ -165,12 +163,11 @@ def learn(args: argparse.Namespace, judge: InsertionJudge, mode: str, scene: str
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=args.token_steps + args.finetune_steps, gradient_clip_val=1.0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        default_root_dir=args.out, callbacks=[EMA(args.ema)],
+        default_root_dir=args.out,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     module.eval()
-    with averaged(trainer):
-        return measure(args, judge, module, data)
+    return measure(args, judge, module, data)
 
 
 @torch.no_grad()
