@@ -110,7 +110,7 @@ def pictures(args: argparse.Namespace, split: str, size: int) -> torch.Tensor:
     dataset = MessiDataModule(source, test=source, image_size=size).dataset("test")
     if len(dataset) < args.n:
         raise InputError(f"{args.data}: split {split} has {len(dataset)} pictures; give --n {len(dataset)} or less")
-    if source.drawn:
+    if isinstance(source, SceneImages):
         return torch.stack([item["image"] for item in dataset.__getitems__(range(args.n))])
     return torch.stack([dataset.sample(i, 0)["image"] for i in range(args.n)])
 

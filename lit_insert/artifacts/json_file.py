@@ -28,8 +28,14 @@ def write_object(path: Path, content: dict[str, Any]) -> None:
 
 
 def forget_paths(folder: Path) -> None:
-    """Take ``_name_or_path`` out of every ``config.json`` below a folder: where a part lay before it was saved here."""
+    """Take ``_name_or_path`` out of every ``config.json`` below a folder: where a part lay before it was saved here.
+
+    Files that hold no JSON object are nobody's configuration, and left alone.
+    """
     for path in sorted(folder.rglob("config.json")):
-        config = read_object(path)
+        try:
+            config = read_object(path)
+        except InputError:
+            continue
         if config.pop("_name_or_path", None) is not None:
             write_object(path, config)

@@ -24,7 +24,10 @@ def test_paths_of_the_machine_are_forgotten(tmp_path):
     (tmp_path / "vae").mkdir()
     write_object(tmp_path / "vae" / "config.json", {"_name_or_path": "/home/me/vae", "channels": 4})
     write_object(tmp_path / "config.json", {"channels": 4})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("a = 1")
     before = (tmp_path / "config.json").read_bytes()
     forget_paths(tmp_path)
     assert json.loads((tmp_path / "vae" / "config.json").read_text()) == {"channels": 4}
     assert (tmp_path / "config.json").read_bytes() == before
+    assert (tmp_path / "other" / "config.json").read_text() == "a = 1"
