@@ -131,7 +131,7 @@ def load_processor(cls: Any, folder: str | Path, what: str) -> Any:
     try:
         return cls.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{folder}: no {what} in it ({reason[:200]})") from error
 
 

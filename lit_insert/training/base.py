@@ -121,8 +121,14 @@ class BaseModule(pl.LightningModule, ABC):
         return step_generator(self.noise_seed, self.global_rank, number, self.device)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """By default, each sample's row of `sample_grid` as one picture."""
+        """By default, each sample's row of `sample_grid` as one picture.
+
+        Raises:
+            InputError: If the module draws none.
+        """
         rows = self.sample_grid(batch, self._generator(-1 - batch_idx))
+        if not rows:
+            raise InputError(f"{type(self).__name__} draws no pictures, so predict has nothing to write")
         return {"id": list(batch["id"]), "image": [image_grid([row]) for row in rows]}
 
     def train(self, mode: bool = True) -> "BaseModule":

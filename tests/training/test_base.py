@@ -135,6 +135,8 @@ def test_hyper_parameters_become_plain_data(tmp_path):
             Path(folder).mkdir()
 
     model = Odd(tmp_path, nn.Linear(1, 1), (1, [2, nn.ReLU()]))
+    with pytest.raises(InputError, match="Odd draws no pictures"):
+        model.predict_step({"id": ["a"]}, 0)
     checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     model.on_save_checkpoint(checkpoint)
     assert checkpoint["hyper_parameters"] == {"folder": str(tmp_path), "sizes": [1, [2]]}
