@@ -5,8 +5,8 @@ with one of the four modes of the loss, and is measured on
 
 - where the tokens look (`lit_insert.metrics.attention`): all cross-attention layers, both orders of the tokens, noise
   levels .15, .35 and .55; and the masked diffusion loss on the same noise for every run;
-- whom they draw: pictures with the tokens in each other's boxes, each crop compared with all references (identity
-  margin, in the space of the judge's features);
+- whom they draw: pictures with the tokens in each other's boxes, drawn as the base likes to be sampled, each crop
+  compared with all references (identity margin, in the space of the judge's features);
 - what is left of the base: how many of the things that ordinary captions name are drawn (``--captions``).
 
 ``mifo_paper`` has the literal schedule: reward for a third of the first phase, then penalty alone. A run that is done
@@ -43,8 +43,9 @@ from lit_insert.mifo.evaluate import attention_figures
 from lit_insert.mifo.module import MifoModule
 from lit_insert.mifo.objective import AttentionLoss, masked_error
 from lit_insert.mifo.pipeline import SynthesisPipeline
-from lit_insert.mifo.sources import TextParts
+from lit_insert.mifo.sources import TextParts, load_base
 from lit_insert.mifo.tuning import Finetuning, Sketching
+from lit_insert.training.schedules import WarmupCosine
 
 MODES = ("none", "break_a_scene", "mifo_paper", "mifo_joint")
 # Two or three things, the first three scenes look-alikes: one shape and colour, another texture.
@@ -68,18 +69,19 @@ def main() -> None:
     add("--modes", nargs="+", default=list(MODES), choices=MODES)
     add("--scenes", nargs="+", default=list(SCENES), choices=list(SCENES))
     add("--seeds", type=int, default=5, help="seeds for each mode and scene")
-    add("--token_steps", type=int, default=50, help="steps of the first phase")
-    add("--finetune_steps", type=int, default=300, help="steps of the second phase")
+    add("--token_steps", type=int, default=150, help="steps of the first phase")
+    add("--finetune_steps", type=int, default=250, help="steps of the second phase")
     add("--batch_size", type=int, default=4)
     add("--shift", type=float, default=0.5, help="largest random shift of the picture, in sides")
     add("--token_lr", type=float, default=3e-2)
-    add("--finetune_lr", type=float, default=1e-3)
-    add("--reward", type=float, default=0.2, help="weight of the reward; the penalty has twice as much")
-    add("--prior_weight", type=float, default=0.1, help="weight of the class pictures")
+    add("--finetune_lr", type=float, default=4e-4, help="at first; it falls to 0")
+    add("--reward", type=float, default=1.0, help="weight of the reward; the penalty has twice as much")
+    add("--prior_weight", type=float, default=0.3, help="weight of the class pictures")
     add("--max_normalised", type=float, default=0.1, help="weight of Break-A-Scene's loss")
     add("--layers", nargs="+", default=["all"], help="cross-attention layers of the loss")
     add("--peer_layers", nargs="+", default=[":8"], help="those of Break-A-Scene's loss: one resolution")
     add("--prior", type=int, default=64, help="class pictures, of training captions, drawn by the base; 0 for none")
+    add("--class_guidance_scale", type=float, default=1.5, help="weight of the prompt in them")
     add("--pictures", type=int, default=4, help="pictures with swapped boxes for each run")
     add("--captions", type=int, default=16, help="ordinary captions drawn after each run; 0 for none")
     add("--out", type=Path, required=True, help="folder for scenes and results; runs found in it are not repeated")
@@ -145,9 +147,11 @@ def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
         attention=loss,
         finetuning=Finetuning("full", "full"),
         prior_weight=args.prior_weight,
+        class_guidance_scale=args.class_guidance_scale,
         sketching=Sketching(25, 3.0),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.token_lr, betas=(0.9, 0.99)),
         finetune_optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.finetune_lr, betas=(0.9, 0.99)),
+        finetune_lr_scheduler=lambda optimizer: WarmupCosine(optimizer, args.finetune_steps, warmup_steps=10),
         noise_seed=seed,
     )
 
@@ -181,7 +185,7 @@ def measure(
     rows = module.rows.rows[: data.num_instances]
     cosine = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)
     found["cosine"] = float(cosine[~torch.eye(len(rows), dtype=torch.bool)].mean())
-    found |= identity(args, judge, module, batch)
+    found |= identity(args, judge, module, batch, seed=1000 * module.noise_seed)
     if args.captions:
         found |= words(args, judge, module)
     return found
@@ -205,7 +209,7 @@ def masked_loss(module: MifoModule, batch: dict[str, Any], draws: int = 16) -> f
 
 
 def identity(
-    args: argparse.Namespace, judge: InsertionJudge, module: MifoModule, batch: dict[str, Any]
+    args: argparse.Namespace, judge: InsertionJudge, module: MifoModule, batch: dict[str, Any], seed: int
 ) -> dict[str, float]:
     """Margins of things drawn in one another's places."""
     places = PLACES_OF[int((batch["instances"][0] >= 0).sum())]
@@ -217,14 +221,11 @@ def identity(
     reference = crops(batch["image"][0], places)
     swapped = places[1:] + places[:1]
     boxes = {f"<asset{i}>": box_of(place) for i, place in enumerate(swapped)}
-    pipe = SynthesisPipeline(
-        TextParts(module.unet, module.vae, module.text_encoder, module.tokenizer, module.scheduler)
-    )
-    # Masks alone: they put each word into its box whatever was learnt, so that only whom it draws is left to judge.
-    drawn = pipe(
-        batch["caption"][0], boxes, num_images=args.pictures, seed=0, num_inference_steps=25, guidance_scale=3.0,
-        end_tokens="nowhere", separate_words=True, guidance=False, refinement=False, output_type="pt",
-    ).images  # fmt: skip
+    parts = TextParts(module.unet, module.vae, module.text_encoder, module.tokenizer, module.scheduler)
+    # What was learnt stands in part in the states of the end, which a word's own region therefore sees.
+    parts.settings = load_base(args.base).settings | {"end_tokens": "subjects"}
+    pipe = SynthesisPipeline(parts)
+    drawn = pipe(batch["caption"][0], boxes, num_images=args.pictures, seed=seed, output_type="pt").images
     metric = IdentityMargin(judge.trunk)
     for picture in drawn:
         metric.update(crops(picture * 2 - 1, swapped), reference)
@@ -232,8 +233,8 @@ def identity(
     return {name: figures[name] for name in ("margin", "positive", "own")}
 
 
-def box_of(place: int, half: float = 0.22) -> list[float]:
-    """The box around a place of the world."""
+def box_of(place: int, half: float = 0.15) -> list[float]:
+    """The box of a thing at a place of the world, about as large as they are."""
     x, y = PLACES[place]
     return [max(0.0, x - half), max(0.0, y - half), min(1.0, x + half), min(1.0, y + half)]
 

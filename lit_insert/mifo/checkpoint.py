@@ -53,7 +53,8 @@ def artifact_of(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> Mifo
         lora=lora,
         changed=changed,
         words=dict(zip(tokens, hparams["initializer_words"] or (), strict=False)),
-        synthesis={k: hparams["sketching"][k] for k in ("num_inference_steps", "guidance_scale")},
+        synthesis={k: hparams["sketching"][k] for k in ("num_inference_steps", "guidance_scale")}
+        | dict(hparams.get("synthesis") or {}),
         facts={
             "mode": hparams["attention"]["mode"],
             "token_steps": hparams["token_steps"],

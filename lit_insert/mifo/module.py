@@ -29,6 +29,7 @@ from lit_insert.mifo.objective import (
 )
 from lit_insert.mifo.prior import draw_class_pictures
 from lit_insert.mifo.report import write_run_report
+from lit_insert.mifo.settings import SynthesisSettings, changed
 from lit_insert.mifo.sources import load_base
 from lit_insert.mifo.tokens import TokenRows, attach_rows, start_rows
 from lit_insert.mifo.tuning import Finetuning, Sketching, tune
@@ -53,6 +54,8 @@ class MifoModule(BaseModule):
         finetuning: What trains in the second phase.
         prior_weight: Weight of the class pictures' loss, if the data has any.
         prior_from_start: Use them in the first phase too.
+        class_guidance_scale: Weight of the prompt where the base draws them. Pictures of a high weight are drawn
+            again with that weight later on: on small models they shift what they should keep.
         max_instances: How many tokens there is room for.
         initializer_words: A phrase for each instance where its row starts; null for the mean of all words.
         token_spread: Noise on the starting rows, in deviations of the embedding table.
@@ -60,6 +63,8 @@ class MifoModule(BaseModule):
         gradient_checkpointing: Trade UNet time for memory.
         export_dtype: Number format of exported weights.
         sketching: How pictures are drawn while training.
+        synthesis: How the result is best drawn with boxes, by the names of
+            `lit_insert.mifo.settings.SynthesisSettings`; written into the export. The rest is the base's.
         optimizer: Makes the first phase's optimiser.
         lr_scheduler: Makes its scheduler, stepped every step.
         finetune_optimizer: Makes the second phase's optimiser; by default as ``optimizer``.
@@ -80,6 +85,7 @@ class MifoModule(BaseModule):
         finetuning: Finetuning = Finetuning(),  # noqa: B008
         prior_weight: float = 1.0,
         prior_from_start: bool = False,
+        class_guidance_scale: float = 7.5,
         max_instances: int = 8,
         initializer_words: list[str] | None = None,
         token_spread: float = 1.0,
@@ -87,6 +93,7 @@ class MifoModule(BaseModule):
         gradient_checkpointing: bool = False,
         export_dtype: Literal["float32", "float16", "bfloat16"] = "float16",
         sketching: Sketching = Sketching(),  # noqa: B008
+        synthesis: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         finetune_optimizer: OptimizerCallable | None = None,
@@ -104,6 +111,8 @@ class MifoModule(BaseModule):
             self.hparams[name] = dataclasses.asdict(getattr(self, name))
         self.base, self.token_steps = base, token_steps
         self.prior_weight, self.prior_from_start = prior_weight, prior_from_start
+        self.class_guidance_scale = class_guidance_scale
+        changed(SynthesisSettings(), synthesis or {}, "model.synthesis.")  # a wrong name ends the run now, not later
         self.initializer_words, self.token_spread = initializer_words, token_spread
         self.decay_tokens, self.export_dtype = decay_tokens, export_dtype
         self.max_instances, self.placeholder = max_instances, PLACEHOLDER
@@ -177,7 +186,14 @@ class MifoModule(BaseModule):
         if stage == "fit" and data.class_prompts and self.prior_weight:
             if self.trainer.is_global_zero:
                 self.to(self.trainer.strategy.root_device)
-                draw_class_pictures(self, data.class_prompts, data.class_images, data.class_folder, data.size)
+                draw_class_pictures(
+                    self,
+                    data.class_prompts,
+                    data.class_images,
+                    data.class_folder,
+                    data.size,
+                    guidance_scale=self.class_guidance_scale,
+                )
             self.trainer.strategy.barrier("class pictures")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

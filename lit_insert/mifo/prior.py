@@ -17,7 +17,14 @@ log = logging.getLogger(__name__)
 
 
 def draw_class_pictures(
-    parts: Any, prompts: Sequence[str], count: int, folder: Path, size: int, *, batch_size: int = 4
+    parts: Any,
+    prompts: Sequence[str],
+    count: int,
+    folder: Path,
+    size: int,
+    *,
+    guidance_scale: float = 7.5,
+    batch_size: int = 4,
 ) -> int:
     """Fill a folder up to ``count`` pictures of prompts in turn; what is there stays, no file is written in half.
 
@@ -27,6 +34,7 @@ def draw_class_pictures(
         count: Pictures wanted.
         folder: Where they go, as ``0000.png`` and so on.
         size: Side in pixels.
+        guidance_scale: Weight of the prompt.
         batch_size: Pictures drawn at a time.
 
     Returns:
@@ -48,7 +56,8 @@ def draw_class_pictures(
         wanted = [prompts[(have + start + i) % len(prompts)] for i in range(number)]
         generator = step_generator(0, 0, have + start, device)
         with torch.no_grad():
-            pictures = draw_prompts(parts, wanted, generator, num_inference_steps=30, guidance_scale=7.5, size=size)
+            how = {"num_inference_steps": 30, "guidance_scale": guidance_scale, "size": size}
+            pictures = draw_prompts(parts, wanted, generator, **how)
         for picture in pictures:
             save_image(to_pil(picture), next(names))
     return missing

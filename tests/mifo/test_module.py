@@ -234,3 +234,19 @@ def test_mistakes_are_told(base, folder, tmp_path):
         module(base, attention=AttentionLoss(layers=["up:32"]))
     with pytest.raises(InputError, match="no word has been learned"):
         module(base).export(tmp_path / "x")
+    with pytest.raises(InputError, match=r"model\.synthesis\.end_token; did you mean model\.synthesis\.end_tokens"):
+        module(base, synthesis={"end_token": "nowhere"})
+
+
+def test_the_weight_of_class_pictures_and_the_settings_for_boxes_are_kept(base, folder, tmp_path):
+    drawn = {}
+    for weight in (1.0, 7.5):
+        source = data(folder, class_prompt="a circle", class_folder=str(tmp_path / f"{weight}"), class_images=1)
+        net = module(base, class_guidance_scale=weight, synthesis={"end_tokens": "nowhere"})
+        fit(net, source, tmp_path, 1)
+        drawn[weight] = (tmp_path / f"{weight}" / "0000.png").read_bytes()
+    assert drawn[1.0] != drawn[7.5]
+    net.export(tmp_path / "export")
+    pipe = SynthesisPipeline.from_pretrained(tmp_path / "export")
+    assert pipe.settings.end_tokens == "nowhere"
+    assert pipe.settings.guidance_scale == net.sketching.guidance_scale
