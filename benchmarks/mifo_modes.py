@@ -69,19 +69,20 @@ def main() -> None:
     add("--modes", nargs="+", default=list(MODES), choices=MODES)
     add("--scenes", nargs="+", default=list(SCENES), choices=list(SCENES))
     add("--seeds", type=int, default=5, help="seeds for each mode and scene")
-    add("--token_steps", type=int, default=150, help="steps of the first phase")
-    add("--finetune_steps", type=int, default=250, help="steps of the second phase")
+    add("--token_steps", type=int, default=100, help="steps of the first phase")
+    add("--finetune_steps", type=int, default=300, help="steps of the second phase")
     add("--batch_size", type=int, default=4)
     add("--shift", type=float, default=0.5, help="largest random shift of the picture, in sides")
     add("--token_lr", type=float, default=3e-2)
-    add("--finetune_lr", type=float, default=4e-4, help="at first; it falls to 0")
-    add("--reward", type=float, default=1.0, help="weight of the reward; the penalty has twice as much")
-    add("--prior_weight", type=float, default=0.3, help="weight of the class pictures")
+    add("--finetune_lr", type=float, default=8e-4, help="at first; it falls to 0")
+    add("--reward", type=float, default=0.6, help="weight of the reward; the penalty has twice as much")
+    add("--prior_weight", type=float, default=0.5, help="weight of the class pictures")
     add("--max_normalised", type=float, default=0.1, help="weight of Break-A-Scene's loss")
     add("--layers", nargs="+", default=["all"], help="cross-attention layers of the loss")
     add("--peer_layers", nargs="+", default=[":8"], help="those of Break-A-Scene's loss: one resolution")
     add("--prior", type=int, default=64, help="class pictures, of training captions, drawn by the base; 0 for none")
     add("--class_guidance_scale", type=float, default=1.5, help="weight of the prompt in them")
+    add("--class_dropout", type=float, default=0.33, help="share of them that come without caption")
     add("--pictures", type=int, default=4, help="pictures with swapped boxes for each run")
     add("--captions", type=int, default=16, help="ordinary captions drawn after each run; 0 for none")
     add("--out", type=Path, required=True, help="folder for scenes and results; runs found in it are not repeated")
@@ -151,7 +152,7 @@ def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
         sketching=Sketching(25, 3.0),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.token_lr, betas=(0.9, 0.99)),
         finetune_optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.finetune_lr, betas=(0.9, 0.99)),
-        finetune_lr_scheduler=lambda optimizer: WarmupCosine(optimizer, args.finetune_steps, warmup_steps=10),
+        finetune_lr_scheduler=lambda optimizer: WarmupCosine(optimizer, args.finetune_steps, 10, plateau=0.3),
         noise_seed=seed,
     )
 
@@ -161,7 +162,7 @@ def learn(args: argparse.Namespace, judge: InsertionJudge, mode: str, scene: str
     data = MaskedInstanceDataModule(
         str(scene_folder(args, scene)), size=32, batch_size=args.batch_size, shift=args.shift, seed=seed,
         class_prompt=captions(args.prior),
-        class_folder=str(args.out / "class"), class_images=max(1, args.prior),
+        class_folder=str(args.out / "class"), class_images=max(1, args.prior), class_dropout=args.class_dropout,
     )  # fmt: skip
     module = module_for(args, mode, seed)
     trainer = pl.Trainer(

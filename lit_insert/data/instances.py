@@ -45,6 +45,7 @@ class InstanceDataset:
         seed: Seed of the choices.
         training: If not, a sample names all instances, every second one in reverse order, and is the picture itself.
         prior: Class pictures, and captions that they have in turn.
+        class_dropout: Probability that a class picture comes without its caption.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class InstanceDataset:
         seed: int = 0,
         training: bool = True,
         prior: tuple[list[Path], list[str]] | None = None,
+        class_dropout: float = 0.0,
     ) -> None:
         self.image, self.masks, self.name, self.length = image, masks, name, length
         self.template, self.placeholder = template, placeholder
         self.union_sampling, self.flip, self.shift = union_sampling, flip, shift
-        self.seed, self.training, self.prior = seed, training, prior
+        self.seed, self.training, self.prior, self.class_dropout = seed, training, prior, class_dropout
 
     def __len__(self) -> int:
         return self.length
@@ -104,6 +106,8 @@ class InstanceDataset:
             files, captions = self.prior
             number = int(torch.randint(len(files), (), generator=generator))
             file, caption = files[number], captions[number % len(captions)]
+            if self.class_dropout and torch.rand((), generator=generator) < self.class_dropout:
+                caption = ""
             size = self.image.shape[-1]
             picture, _ = square(to_tensor(load_image(file)), torch.zeros(0, 1, 1), size, "pad")
             sample |= {"prior_image": picture, "prior_caption": caption, "prior_id": f"prior-{file.name}"}
@@ -166,6 +170,8 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
             sorted by name; null for no prior preservation.
         class_folder: Where the class pictures are or will be; by default class/ in ``folder``.
         class_images: How many there should be.
+        class_dropout: Probability that a class picture comes without its caption. Guidance subtracts what the network
+            predicts for an empty prompt; where nothing keeps that, every prompt changes with it.
         train_length: Samples in a training epoch.
         seed: Seed of all choices.
     """
@@ -185,6 +191,7 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
         class_prompt: str | list[str] | None = None,
         class_folder: str | None = None,
         class_images: int = 100,
+        class_dropout: float = 0.0,
         train_length: int = 1000,
         seed: int = 0,
     ) -> None:
@@ -196,10 +203,13 @@ class MaskedInstanceDataModule(pl.LightningDataModule):
             raise InputError(f"flip is {flip}; give a probability, 0 to 1")
         if not 0 <= shift <= 1:
             raise InputError(f"shift is {shift}; give a part of the side, 0 to 1")
+        if not 0 <= class_dropout < 1:
+            raise InputError(f"class_dropout is {class_dropout}; give a probability, 0 or more and less than 1")
         self.folder, self.size, self.fit = Path(folder), size, fit
         self.batch_size, self.num_workers, self.seed, self.length = batch_size, num_workers, seed, train_length
         self.template, self.placeholder = template, placeholder
         self.options: dict[str, Any] = {"union_sampling": union_sampling, "flip": flip, "shift": shift, "seed": seed}
+        self.options["class_dropout"] = class_dropout
         self.class_prompts = [class_prompt] if isinstance(class_prompt, str) else list(class_prompt or [])
         self.class_images = class_images
         self.class_folder = Path(class_folder).expanduser() if class_folder else self.folder.expanduser() / "class"

@@ -165,6 +165,21 @@ def test_the_module_gives_batches_of_the_schema(tmp_path):
         MaskedInstanceDataModule(str(folder), template="a photo")
 
 
+def test_some_class_pictures_come_without_their_caption(tmp_path):
+    folder = write_instances(tmp_path / "pair")
+    (tmp_path / "class").mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"class/{i}.png")
+    options = {"size": 32, "class_prompt": ["one", "two"], "class_folder": str(tmp_path / "class")}
+    for dropout, empty in ((0.0, range(1)), (0.25, range(30, 71))):
+        data = MaskedInstanceDataModule(str(folder), class_dropout=dropout, **options).dataset(True, 200)
+        captions = [data.sample(n, 0)["prior_caption"] for n in range(200)]
+        assert captions.count("") in empty
+        assert min(captions.count("one"), captions.count("two")) > 50
+    with pytest.raises(InputError, match="class_dropout is 1"):
+        MaskedInstanceDataModule(str(folder), class_dropout=1.0)
+
+
 def test_the_published_examples_are_read(shared_data):
     folders = sorted((shared_data / "instances").iterdir())
     assert folders
