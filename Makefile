@@ -12,7 +12,7 @@ help:
 	@echo "make test       the test suite (offline)"
 	@echo "make test-slow  the tests that train for minutes"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      every benchmark at a small size"
+	@echo "make bench      the benchmarks that need no training and no peer, at a small size"
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -43,6 +43,10 @@ bench: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mask_quality.py --n 64
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mask_throughput.py --size 128 --steps 1
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/grounding_quality.py --model none --n 64
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/consistency_quality.py --n 64
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/replace_check.py --n 8
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/mifo_quality.py --n 4
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/fusion_quality.py --n 8
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

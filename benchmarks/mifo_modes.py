@@ -56,6 +56,7 @@ SCENES: dict[str, tuple[str, ...]] = {
     "mixed two": ("orange ring", "striped purple cross"),
     "mixed three": ("yellow triangle", "checked cyan square", "white ring"),
 }
+ENDS = {"nowhere": "nowhere", "everywhere": "subjects"}  # while learning, and while drawing with boxes
 PLACES_OF = {2: (0, 3), 3: (0, 3, 1)}
 FIGURES = ("in_frac", "leak", "out", "in_mean", "iou", "masked_loss", "margin", "positive", "own", "cosine")
 WORDS = ("base_both", "base_color", "base_shape")
@@ -83,6 +84,7 @@ def main() -> None:
     add("--prior", type=int, default=64, help="class pictures, of training captions, drawn by the base; 0 for none")
     add("--class_guidance_scale", type=float, default=1.5, help="weight of the prompt in them")
     add("--class_dropout", type=float, default=0.33, help="share of them that come without caption")
+    add("--end_tokens", default="nowhere", choices=list(ENDS), help="who sees a caption's end while it is learned")
     add("--pictures", type=int, default=4, help="pictures with swapped boxes for each run")
     add("--captions", type=int, default=16, help="ordinary captions drawn after each run; 0 for none")
     add("--out", type=Path, required=True, help="folder for scenes and results; runs found in it are not repeated")
@@ -149,6 +151,7 @@ def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
         finetuning=Finetuning("full", "full"),
         prior_weight=args.prior_weight,
         class_guidance_scale=args.class_guidance_scale,
+        end_tokens=args.end_tokens,
         sketching=Sketching(25, 3.0),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.token_lr, betas=(0.9, 0.99)),
         finetune_optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.finetune_lr, betas=(0.9, 0.99)),
@@ -204,7 +207,8 @@ def masked_loss(module: MifoModule, batch: dict[str, Any], draws: int = 16) -> f
         t = torch.full((len(latents),), int((i + 0.5) / draws * scheduler.config.num_train_timesteps))
         wanted = noise if scheduler.config.prediction_type == "epsilon" else None
         wanted = scheduler.get_velocity(latents, noise, t) if wanted is None else wanted
-        predicted = module.unet(scheduler.add_noise(latents, noise, t), t, states).sample
+        noised = scheduler.add_noise(latents, noise, t)
+        predicted = module.unet(noised, t, states, encoder_attention_mask=module.visible(ids)).sample
         total += float(masked_error(predicted, wanted, batch["masks"]).mean()) / draws
     return total
 
@@ -223,8 +227,7 @@ def identity(
     swapped = places[1:] + places[:1]
     boxes = {f"<asset{i}>": box_of(place) for i, place in enumerate(swapped)}
     parts = TextParts(module.unet, module.vae, module.text_encoder, module.tokenizer, module.scheduler)
-    # What was learnt stands in part in the states of the end, which a word's own region therefore sees.
-    parts.settings = load_base(args.base).settings | {"end_tokens": "subjects"}
+    parts.settings = load_base(args.base).settings | {"end_tokens": ENDS[args.end_tokens]}
     pipe = SynthesisPipeline(parts)
     drawn = pipe(batch["caption"][0], boxes, num_images=args.pictures, seed=seed, output_type="pt").images
     metric = IdentityMargin(judge.trunk)

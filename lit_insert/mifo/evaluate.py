@@ -26,7 +26,7 @@ def token_maps(
     """Attention of each sample's tokens over its own picture with noise, averaged over heads and noise levels.
 
     Args:
-        parts: Has the components of `TextParts`, and ``rows`` (`TokenRows`).
+        parts: Has the components of `TextParts`, ``rows`` (`TokenRows`) and ``visible``, as `MifoModule` has them.
         batch: ``image`` (B,3,H,W), ``caption``, ``instances`` (B,K).
         layers: Cross-attention layers to record.
         generator: Source of the noise, which all samples share.
@@ -46,7 +46,8 @@ def token_maps(
             noise = torch.randn((1, *latents.shape[1:]), generator=generator, device=latents.device).expand_as(latents)
             step = torch.full((len(latents),), int(level * parts.scheduler.config.num_train_timesteps))
             step = step.to(latents.device)
-            parts.unet(parts.scheduler.add_noise(latents, noise, step), step, states)
+            noised = parts.scheduler.add_noise(latents, noise, step)
+            parts.unet(noised, step, states, encoder_attention_mask=parts.visible(tokens))
             for layer in recorder.layers:
                 grid = recorder.grid(layer).float()
                 own = grid.gather(1, columns.expand(-1, -1, *grid.shape[2:])) / len(levels)

@@ -59,6 +59,9 @@ class MifoModule(BaseModule):
         max_instances: How many tokens there is room for.
         initializer_words: A phrase for each instance where its row starts; null for the mean of all words.
         token_spread: Noise on the starting rows, in deviations of the embedding table.
+        end_tokens: Who sees the end token and the padding of the instances' captions while these are learned. They sum
+            up all that was named; "nowhere" leaves it to the words alone to say what their instance is, which pictures
+            with boxes can then keep apart.
         decay_tokens: Give the rows weight decay too.
         gradient_checkpointing: Trade UNet time for memory.
         export_dtype: Number format of exported weights.
@@ -89,6 +92,7 @@ class MifoModule(BaseModule):
         max_instances: int = 8,
         initializer_words: list[str] | None = None,
         token_spread: float = 1.0,
+        end_tokens: Literal["everywhere", "nowhere"] = "everywhere",
         decay_tokens: bool = False,
         gradient_checkpointing: bool = False,
         export_dtype: Literal["float32", "float16", "bfloat16"] = "float16",
@@ -111,7 +115,7 @@ class MifoModule(BaseModule):
             self.hparams[name] = dataclasses.asdict(getattr(self, name))
         self.base, self.token_steps = base, token_steps
         self.prior_weight, self.prior_from_start = prior_weight, prior_from_start
-        self.class_guidance_scale = class_guidance_scale
+        self.class_guidance_scale, self.end_tokens = class_guidance_scale, end_tokens
         changed(SynthesisSettings(), synthesis or {}, "model.synthesis.")  # a wrong name ends the run now, not later
         self.initializer_words, self.token_spread = initializer_words, token_spread
         self.decay_tokens, self.export_dtype = decay_tokens, export_dtype
@@ -236,7 +240,9 @@ class MifoModule(BaseModule):
         needed = any(weights) and bool(counts.any())
         watching: AbstractContextManager[Any] = recorder.attached(self.unet) if needed else nullcontext()
         with watching:
-            predicted = self.unet(noised.latents, noised.timesteps, states).sample.float()
+            visible = self.visible(tokens, count)
+            predicted = self.unet(noised.latents, noised.timesteps, states, encoder_attention_mask=visible)
+            predicted = predicted.sample.float()
         masks, instances = batch["masks"], batch["instances"]
         diffusion = masked_error(predicted[:count], noised.wanted[:count], masks).mean()
         columns = token_columns(tokens[:count], self.rows.first, instances)[..., None, None]
@@ -259,6 +265,18 @@ class MifoModule(BaseModule):
             losses["loss"] = losses["loss"] + self.prior_weight * prior
             losses["prior"] = prior.detach()
         return losses
+
+    def visible(self, tokens: Tensor, count: int | None = None) -> Tensor | None:
+        """Which tokens (B,L) the UNet may see, boolean: in the first ``count`` prompts as ``end_tokens`` says.
+
+        None stands for all of them.
+        """
+        if self.end_tokens == "everywhere":
+            return None
+        hidden = (tokens == self.tokenizer.eos_token_id).cumsum(1) > 0
+        if count is not None:
+            hidden[count:] = False
+        return ~hidden
 
     def _rewarded(self, step: int) -> bool:
         end = self.attention.reward_steps if self.attention.mode == "mifo_paper" else self.token_steps

@@ -142,6 +142,29 @@ def test_class_pictures_are_drawn_once_and_stay_out_of_the_attention_terms(base,
     torch.testing.assert_close(losses["loss"], losses["diffusion"] + losses["attention"] + losses["prior"])
 
 
+def test_the_end_of_a_caption_can_be_hidden_from_what_learns_instances(base, folder, tmp_path):
+    source = data(folder, class_prompt="a circle", class_folder=str(tmp_path / "class"), class_images=1)
+    net = module(base, token_steps=0, end_tokens="nowhere")
+    fit(net, source, tmp_path, 1)
+    net.eval()
+    batch = next(iter(source.train_dataloader()))
+    shown = []
+    hook = net.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: shown.append(kwargs["encoder_attention_mask"]), with_kwargs=True
+    )
+    hidden = net.compute_loss(batch, torch.Generator().manual_seed(0))
+    hook.remove()
+    for row, caption in zip(shown[0], [*batch["caption"], *batch["prior_caption"]], strict=True):
+        words = len(net.tokenizer(caption).input_ids) - 1  # with the start, without the end
+        seen = words if "<asset" in caption else len(row)
+        assert row.tolist() == [True] * seen + [False] * (len(row) - seen)
+    net.end_tokens = "everywhere"
+    open_ = net.compute_loss(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(open_["prior"], hidden["prior"])
+    assert open_["diffusion"] != hidden["diffusion"]
+    assert open_["attention"] != hidden["attention"]
+
+
 @pytest.mark.parametrize("mode", ["mifo_joint", "break_a_scene", "none"])
 def test_other_modes_and_predictions_of_noise_learn_too(folder, tmp_path, mode):
     base = str(write_model(tmp_path / "eps", "epsilon"))
