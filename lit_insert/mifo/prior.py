@@ -56,8 +56,9 @@ def draw_class_pictures(
         wanted = [prompts[(have + start + i) % len(prompts)] for i in range(number)]
         generator = step_generator(0, 0, have + start, device)
         with torch.no_grad():
-            how = {"num_inference_steps": 30, "guidance_scale": guidance_scale, "size": size}
-            pictures = draw_prompts(parts, wanted, generator, **how)
+            pictures = draw_prompts(
+                parts, wanted, generator, num_inference_steps=30, guidance_scale=guidance_scale, size=size
+            )
         for picture in pictures:
             save_image(to_pil(picture), next(names))
     return missing
