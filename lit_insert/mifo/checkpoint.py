@@ -53,14 +53,21 @@ def artifact_of(state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> Mifo
         lora=lora,
         changed=changed,
         words=dict(zip(tokens, hparams["initializer_words"] or (), strict=False)),
-        synthesis={k: hparams["sketching"][k] for k in ("num_inference_steps", "guidance_scale")}
-        | dict(hparams.get("synthesis") or {}),
+        synthesis=_synthesis(hparams),
         facts={
             "mode": hparams["attention"]["mode"],
             "token_steps": hparams["token_steps"],
             "noise_seed": hparams["noise_seed"],
         },
     )
+
+
+def _synthesis(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """How the result is best drawn: as pictures were drawn while training, unless the module was told otherwise."""
+    settings = {name: hparams["sketching"][name] for name in ("num_inference_steps", "guidance_scale")}
+    if hparams.get("end_tokens") == "nowhere":  # what was hidden while learning has nothing to say
+        settings["end_tokens"] = "nowhere"
+    return settings | dict(hparams.get("synthesis") or {})
 
 
 def checkpoint_artifact(path: str | Path) -> MifoArtifact:

@@ -265,11 +265,14 @@ def test_the_weight_of_class_pictures_and_the_settings_for_boxes_are_kept(base, 
     drawn = {}
     for weight in (1.0, 7.5):
         source = data(folder, class_prompt="a circle", class_folder=str(tmp_path / f"{weight}"), class_images=1)
-        net = module(base, class_guidance_scale=weight, synthesis={"end_tokens": "nowhere"})
+        net = module(base, class_guidance_scale=weight, end_tokens="nowhere", synthesis={"separate_words": True})
         fit(net, source, tmp_path, 1)
         drawn[weight] = (tmp_path / f"{weight}" / "0000.png").read_bytes()
     assert drawn[1.0] != drawn[7.5]
     net.export(tmp_path / "export")
     pipe = SynthesisPipeline.from_pretrained(tmp_path / "export")
-    assert pipe.settings.end_tokens == "nowhere"
+    assert (pipe.settings.end_tokens, pipe.settings.separate_words) == ("nowhere", True)
+    net.hparams["synthesis"] = {"end_tokens": "everywhere"}
+    net.export(tmp_path / "again")
+    assert SynthesisPipeline.from_pretrained(tmp_path / "again").settings.end_tokens == "everywhere"
     assert pipe.settings.guidance_scale == net.sketching.guidance_scale
