@@ -54,8 +54,7 @@ class MifoModule(BaseModule):
         finetuning: What trains in the second phase.
         prior_weight: Weight of the class pictures' loss, if the data has any.
         prior_from_start: Use them in the first phase too.
-        class_guidance_scale: Weight of the prompt where the base draws them. Pictures of a high weight are drawn
-            again with that weight later on: on small models they shift what they should keep.
+        class_guidance_scale: Weight of the prompt where the base draws them.
         max_instances: How many tokens there is room for.
         initializer_words: A phrase for each instance where its row starts; null for the mean of all words.
         token_spread: Noise on the starting rows, in deviations of the embedding table.
