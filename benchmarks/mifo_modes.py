@@ -19,6 +19,7 @@ import logging
 import math
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,13 @@ def main() -> None:
     add("--layers", nargs="+", default=["all"], help="cross-attention layers of the loss")
     add("--peer_layers", nargs="+", default=[":8"], help="those of Break-A-Scene's loss: one resolution")
     add("--prior", type=int, default=64, help="class pictures, of training captions, drawn by the base; 0 for none")
+    add("--bare", type=int, default=16, help="and class pictures of 'a photo of', which is all that a background reads")
     add("--class_guidance_scale", type=float, default=1.5, help="weight of the prompt in them")
     add("--class_dropout", type=float, default=0.33, help="share of them that come without caption")
     add("--end_tokens", default="nowhere", choices=list(ENDS), help="who sees a caption's end while it is learned")
+    add("--hidden_class_ends", type=float, default=0.5, help="with nowhere: share of class captions without an end")
     add("--pictures", type=int, default=4, help="pictures with swapped boxes for each run")
-    add("--captions", type=int, default=16, help="ordinary captions drawn after each run; 0 for none")
+    add("--captions", type=int, default=32, help="ordinary captions drawn after each run; 0 for none")
     add("--out", type=Path, required=True, help="folder for scenes and results; runs found in it are not repeated")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
@@ -129,9 +132,10 @@ def scene_folder(args: argparse.Namespace, scene: str) -> Path:
     return folder
 
 
-def captions(count: int) -> list[str] | None:
-    """Training captions, for class pictures."""
-    return CaptionSceneDataset("train", count).batch(range(count))["caption"] if count else None
+def class_captions(args: argparse.Namespace) -> list[str] | None:
+    """What class pictures show: training captions, and nothing in particular."""
+    drawn = CaptionSceneDataset("train", args.prior).batch(range(args.prior))["caption"] if args.prior else []
+    return [*drawn, *["a photo of"] * args.bare] or None
 
 
 def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
@@ -152,9 +156,10 @@ def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
         prior_weight=args.prior_weight,
         class_guidance_scale=args.class_guidance_scale,
         end_tokens=args.end_tokens,
+        hidden_class_ends=args.hidden_class_ends,
         sketching=Sketching(25, 3.0),
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.token_lr, betas=(0.9, 0.99)),
-        finetune_optimizer=lambda groups: torch.optim.AdamW(groups, lr=args.finetune_lr, betas=(0.9, 0.99)),
+        optimizer=partial(torch.optim.AdamW, lr=args.token_lr, betas=(0.9, 0.99), fused=True),
+        finetune_optimizer=partial(torch.optim.AdamW, lr=args.finetune_lr, betas=(0.9, 0.99), fused=True),
         finetune_lr_scheduler=lambda optimizer: WarmupCosine(optimizer, args.finetune_steps, 10, plateau=0.3),
         noise_seed=seed,
     )
@@ -164,8 +169,8 @@ def learn(args: argparse.Namespace, judge: InsertionJudge, mode: str, scene: str
     """Train one run and measure it."""
     data = MaskedInstanceDataModule(
         str(scene_folder(args, scene)), size=32, batch_size=args.batch_size, shift=args.shift, seed=seed,
-        class_prompt=captions(args.prior),
-        class_folder=str(args.out / "class"), class_images=max(1, args.prior), class_dropout=args.class_dropout,
+        class_prompt=class_captions(args), class_dropout=args.class_dropout,
+        class_folder=str(args.out / "class"), class_images=max(1, args.prior + args.bare),
     )  # fmt: skip
     module = module_for(args, mode, seed)
     trainer = pl.Trainer(

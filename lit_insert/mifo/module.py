@@ -61,6 +61,8 @@ class MifoModule(BaseModule):
         end_tokens: Who sees the end token and the padding of the instances' captions while these are learned. They sum
             up all that was named; "nowhere" leaves it to the words alone to say what their instance is, which pictures
             with boxes can then keep apart.
+        hidden_class_ends: With "nowhere", the share of class pictures' captions whose end is hidden too. With none, a
+            missing end would itself be the sign of an instance, and the looks of all of them go into that.
         decay_tokens: Give the rows weight decay too.
         gradient_checkpointing: Trade UNet time for memory.
         export_dtype: Number format of exported weights.
@@ -92,6 +94,7 @@ class MifoModule(BaseModule):
         initializer_words: list[str] | None = None,
         token_spread: float = 1.0,
         end_tokens: Literal["everywhere", "nowhere"] = "everywhere",
+        hidden_class_ends: float = 0.5,
         decay_tokens: bool = False,
         gradient_checkpointing: bool = False,
         export_dtype: Literal["float32", "float16", "bfloat16"] = "float16",
@@ -114,7 +117,8 @@ class MifoModule(BaseModule):
             self.hparams[name] = dataclasses.asdict(getattr(self, name))
         self.base, self.token_steps = base, token_steps
         self.prior_weight, self.prior_from_start = prior_weight, prior_from_start
-        self.class_guidance_scale, self.end_tokens = class_guidance_scale, end_tokens
+        self.class_guidance_scale = class_guidance_scale
+        self.end_tokens, self.hidden_class_ends = end_tokens, hidden_class_ends
         changed(SynthesisSettings(), synthesis or {}, "model.synthesis.")  # a wrong name ends the run now, not later
         self.initializer_words, self.token_spread = initializer_words, token_spread
         self.decay_tokens, self.export_dtype = decay_tokens, export_dtype
@@ -239,7 +243,7 @@ class MifoModule(BaseModule):
         needed = any(weights) and bool(counts.any())
         watching: AbstractContextManager[Any] = recorder.attached(self.unet) if needed else nullcontext()
         with watching:
-            visible = self.visible(tokens, count)
+            visible = self.visible(tokens, count, generator)
             predicted = self.unet(noised.latents, noised.timesteps, states, encoder_attention_mask=visible)
             predicted = predicted.sample.float()
         masks, instances = batch["masks"], batch["instances"]
@@ -265,16 +269,21 @@ class MifoModule(BaseModule):
             losses["prior"] = prior.detach()
         return losses
 
-    def visible(self, tokens: Tensor, count: int | None = None) -> Tensor | None:
-        """Which tokens (B,L) the UNet may see, boolean: in the first ``count`` prompts as ``end_tokens`` says.
+    def visible(
+        self, tokens: Tensor, count: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Which tokens (B,L) the UNet may see, boolean: as ``end_tokens`` says; None stands for all of them.
 
-        None stands for all of them.
+        From row ``count`` on these are class pictures' captions: there ``hidden_class_ends`` draws lots, and the empty
+        caption, which guidance subtracts whole, is seen whole.
         """
         if self.end_tokens == "everywhere":
             return None
-        hidden = (tokens == self.tokenizer.eos_token_id).cumsum(1) > 0
+        end = tokens == self.tokenizer.eos_token_id
+        hidden = end.cumsum(1) > 0
         if count is not None:
-            hidden[count:] = False
+            lots = torch.rand(len(tokens) - count, generator=generator, device=tokens.device)
+            hidden[count:] &= ((lots < self.hidden_class_ends) & ~end[count:, 1])[:, None]
         return ~hidden
 
     def _rewarded(self, step: int) -> bool:

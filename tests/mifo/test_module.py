@@ -10,6 +10,7 @@ from tiny_instances import write_instances
 from tiny_text import write_model
 
 from lit_insert.data.instances import MaskedInstanceDataModule
+from lit_insert.diffusion.text import prompt_ids
 from lit_insert.errors import InputError
 from lit_insert.mifo.artifact import MifoArtifact
 from lit_insert.mifo.checkpoint import checkpoint_artifact
@@ -144,7 +145,7 @@ def test_class_pictures_are_drawn_once_and_stay_out_of_the_attention_terms(base,
 
 def test_the_end_of_a_caption_can_be_hidden_from_what_learns_instances(base, folder, tmp_path):
     source = data(folder, class_prompt="a circle", class_folder=str(tmp_path / "class"), class_images=1)
-    net = module(base, token_steps=0, end_tokens="nowhere")
+    net = module(base, token_steps=0, end_tokens="nowhere", hidden_class_ends=0.0)
     fit(net, source, tmp_path, 1)
     net.eval()
     batch = next(iter(source.train_dataloader()))
@@ -163,6 +164,31 @@ def test_the_end_of_a_caption_can_be_hidden_from_what_learns_instances(base, fol
     torch.testing.assert_close(open_["prior"], hidden["prior"])
     assert open_["diffusion"] != hidden["diffusion"]
     assert open_["attention"] != hidden["attention"]
+
+
+def test_the_end_is_hidden_from_a_share_of_class_captions_but_never_from_the_empty_one(base):
+    net = module(base, end_tokens="nowhere")
+    tokens = prompt_ids(net.tokenizer, ["a photo of <asset0>", *["a circle"] * 200, *[""] * 20])
+    shown = net.visible(tokens, 1, torch.Generator().manual_seed(0))
+    again = net.visible(tokens, 1, torch.Generator().manual_seed(0))
+    assert shown.equal(again)
+    ends = tokens == net.tokenizer.eos_token_id
+    closed = ~shown[torch.arange(len(tokens)), ends.int().argmax(1)]
+    assert closed[0]
+    assert 70 < closed[1:201].sum() < 130
+    assert not closed[201:].any()
+    assert (shown | (ends.cumsum(1) > 0)).all()  # words are always seen
+    for share in (0.0, 1.0):
+        net.hidden_class_ends = share
+        assert (shown_ends(net, tokens) == (1 - share)).all()
+    assert net.visible(tokens).sum() < shown.sum()  # without class pictures every end is hidden
+
+
+def shown_ends(net, tokens):
+    """Whether the end of each class picture's caption is seen."""
+    shown = net.visible(tokens, 1, torch.Generator().manual_seed(0))
+    ends = tokens == net.tokenizer.eos_token_id
+    return shown[torch.arange(len(tokens)), ends.int().argmax(1)][1:201].float()
 
 
 @pytest.mark.parametrize("mode", ["mifo_joint", "break_a_scene", "none"])
