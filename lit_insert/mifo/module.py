@@ -18,6 +18,7 @@ from lit_insert.errors import InputError
 from lit_insert.mifo.attention import AttentionRecorder, select_layers
 from lit_insert.mifo.checkpoint import PLACEHOLDER, artifact_of
 from lit_insert.mifo.evaluate import attention_figures, overlays
+from lit_insert.mifo.latents import LatentCache
 from lit_insert.mifo.monitor import CollapseMonitor
 from lit_insert.mifo.objective import (
     AttentionLoss,
@@ -36,8 +37,6 @@ from lit_insert.mifo.tuning import Finetuning, Sketching, tune
 from lit_insert.training.base import BaseModule, batch_length
 from lit_insert.training.ema import EMA
 from lit_insert.training.parameters import frozen, named_groups
-
-_CACHED = 512  # posteriors kept; one picture has two, mirrored and not, and each class picture one
 
 
 class MifoModule(BaseModule):
@@ -136,7 +135,7 @@ class MifoModule(BaseModule):
         self.figure_layers = select_layers(self.unet, ["all"])
         self.monitor = CollapseMonitor()
         self.register_buffer("reached", torch.ones((), dtype=torch.int64))
-        self._posteriors: dict[str, Tensor] = {}
+        self.latents = LatentCache()
         self.enter(1)
 
     def _attach(self) -> None:
@@ -232,7 +231,7 @@ class MifoModule(BaseModule):
             images.append(batch["prior_image"])
             ids += batch["prior_id"]
             captions += batch["prior_caption"]
-        latents = self._latents(torch.cat(images), ids, generator)
+        latents = self.latents.draw(self.vae, torch.cat(images), ids, generator)
         noised = add_noise(self.scheduler, latents, generator)
         tokens = prompt_ids(self.tokenizer, captions).to(latents.device)
         states = self.text_encoder(tokens).last_hidden_state
@@ -289,22 +288,6 @@ class MifoModule(BaseModule):
     def _rewarded(self, step: int) -> bool:
         end = self.attention.reward_steps if self.attention.mode == "mifo_paper" else self.token_steps
         return step < end
-
-    @torch.no_grad()
-    def _latents(self, images: Tensor, ids: list[str], generator: torch.Generator) -> Tensor:
-        """Scaled latents; the frozen encoder sees each picture once."""
-        moments = []
-        for image, name in zip(images, ids, strict=True):
-            known = self._posteriors.get(name)
-            if known is None:
-                posterior = self.vae.encode(image[None]).latent_dist
-                known = torch.stack([posterior.mean, posterior.std])[:, 0].float()
-                if len(self._posteriors) < _CACHED:
-                    self._posteriors[name] = known
-            moments.append(known)
-        mean, std = torch.stack(moments, dim=1)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return (mean + std * noise) * self.vae.config["scaling_factor"]
 
     # Looking at it
 

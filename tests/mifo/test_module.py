@@ -134,7 +134,7 @@ def test_class_pictures_are_drawn_once_and_stay_out_of_the_attention_terms(base,
         assert caption == prompts[int(name.removeprefix("prior-").removesuffix(".png")) % 2]
     net.eval()
     losses = net.compute_loss(batch, torch.Generator().manual_seed(0))
-    net._posteriors.clear()
+    net.latents.known.clear()
     other = {**batch, "prior_image": -batch["prior_image"], "prior_caption": ["a red circle"] * 2}
     again = net.compute_loss(other, torch.Generator().manual_seed(0))
     assert again["prior"] != losses["prior"]
