@@ -26,6 +26,7 @@ margin:2rem auto;padding:0 1.25rem}
 h1{font-size:1.7rem;line-height:1.25;margin:0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 p{margin:.6rem 0;max-width:48rem}.sub{color:var(--soft);margin-top:.3rem}
 .wide{overflow-x:auto;margin:.8rem 0}
+.wide:has(table.pictures){width:max-content;min-width:100%;max-width:94vw;margin-left:50%;transform:translateX(-50%)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .8rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:middle}
 th{font-weight:600;color:var(--soft);font-size:.88rem}td.num,th.num{text-align:right}

@@ -1,4 +1,4 @@
-"""The report: every step of every photo in a row, and the figures below."""
+"""The report: photo, result and every step between them in a row, and the figures below."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from lit_insert.report import Report
 
 _TITLES = {
     "photo": "photo",
+    "result": "result",
     "mask": "mask",
     "person": "replaced part",
     "region": "region",
@@ -21,7 +22,6 @@ _TITLES = {
     "filled": "fill",
     "blended": "blended",
     "alpha": "alpha",
-    "result": "result",
     "mask_after": "mask of the result",
 }
 _FIGURES = (
