@@ -77,7 +77,9 @@ def main() -> None:
     add("--shift", type=float, default=1.0, help="largest random shift of the picture, in sides")
     add("--token_lr", type=float, default=3e-2)
     add("--finetune_lr", type=float, default=3e-4, help="at first; it falls to 0")
-    add("--reward", type=float, default=0.5, help="weight of the reward; the penalty has twice as much")
+    add("--paper", nargs=2, type=float, default=[0.5, 1.0], metavar=("REWARD", "PENALTY"), help="weights of mifo_paper")
+    add("--joint", nargs=2, type=float, default=[1.0, 1.0], metavar=("REWARD", "PENALTY"), help="weights of mifo_joint")
+    add("--target", type=float, default=1.0, help="attention that mifo_joint's reward wants inside; mifo_paper's: 0.5")
     add("--prior_weight", type=float, default=0.4, help="weight of the class pictures")
     add("--max_normalised", type=float, default=0.1, help="weight of Break-A-Scene's loss")
     add("--layers", nargs="+", default=["all"], help="cross-attention layers of the loss")
@@ -140,12 +142,13 @@ def class_captions(args: argparse.Namespace) -> list[str] | None:
 
 def module_for(args: argparse.Namespace, mode: str, seed: int) -> MifoModule:
     """The module of one run."""
-    weight = args.max_normalised if mode == "break_a_scene" else args.reward
+    reward, penalty = args.joint if mode == "mifo_joint" else args.paper
     loss = AttentionLoss(
         mode,
-        reward_weight=weight,
-        penalty_weight=2 * args.reward,
+        reward_weight=args.max_normalised if mode == "break_a_scene" else reward,
+        penalty_weight=penalty,
         reward_steps=args.token_steps // 3,
+        target=args.target if mode == "mifo_joint" else 0.5,
         layers=args.layers if mode != "break_a_scene" else args.peer_layers,
     )
     return MifoModule(
