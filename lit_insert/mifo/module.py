@@ -60,8 +60,8 @@ class MifoModule(BaseModule):
         end_tokens: Who sees the end token and the padding of the instances' captions while these are learned. They sum
             up all that was named; "nowhere" leaves it to the words alone to say what their instance is, which pictures
             with boxes can then keep apart.
-        hidden_class_ends: With "nowhere", the share of class pictures' captions whose end is hidden too. With none, a
-            missing end would itself be the sign of an instance, and the looks of all of them go into that.
+        hidden_class_ends: With "nowhere", the share of class pictures' captions whose end is hidden too, in [0,1]; with
+            0 a missing end sets the instances' captions apart from all others.
         decay_tokens: Give the rows weight decay too.
         gradient_checkpointing: Trade UNet time for memory.
         export_dtype: Number format of exported weights.
@@ -117,6 +117,8 @@ class MifoModule(BaseModule):
         self.base, self.token_steps = base, token_steps
         self.prior_weight, self.prior_from_start = prior_weight, prior_from_start
         self.class_guidance_scale = class_guidance_scale
+        if not 0 <= hidden_class_ends <= 1:
+            raise InputError(f"hidden_class_ends is {hidden_class_ends}; give a share from 0 to 1")
         self.end_tokens, self.hidden_class_ends = end_tokens, hidden_class_ends
         changed(SynthesisSettings(), synthesis or {}, "model.synthesis.")  # a wrong name ends the run now, not later
         self.initializer_words, self.token_spread = initializer_words, token_spread

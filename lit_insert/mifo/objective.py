@@ -27,7 +27,7 @@ class AttentionLoss:
             timestep. "none".
         reward_weight: Weight of the reward, or of Break-A-Scene's loss.
         penalty_weight: Weight of the penalty.
-        target: Attention that the reward wants inside the mask.
+        target: Attention that the reward wants inside the mask, above 0 and up to 1.
         reward_steps: Steps until the penalty takes over; mifo_paper only.
         below_timestep: Samples at this noise level and above get no reward or penalty; the number of timesteps
             lets all in.
@@ -49,6 +49,8 @@ class AttentionLoss:
             raise InputError(f"attention.mode is {self.mode!r}; use one of {', '.join(get_args(Mode))}")
         if min(self.reward_weight, self.penalty_weight) < 0:
             raise InputError("attention: reward_weight and penalty_weight must be 0 or more")
+        if not 0 < self.target <= 1:
+            raise InputError(f"attention.target is {self.target}; give more than 0 and at most 1")
 
 
 class Weights(NamedTuple):

@@ -184,6 +184,11 @@ def test_the_end_is_hidden_from_a_share_of_class_captions_but_never_from_the_emp
     assert net.visible(tokens).sum() < shown.sum()  # without class pictures every end is hidden
 
 
+def test_a_share_outside_of_0_to_1_is_refused(base):
+    with pytest.raises(InputError, match=r"hidden_class_ends is 1\.5; give a share from 0 to 1"):
+        module(base, hidden_class_ends=1.5)
+
+
 def shown_ends(net, tokens):
     """Whether the end of each class picture's caption is seen."""
     shown = net.visible(tokens, 1, torch.Generator().manual_seed(0))

@@ -127,3 +127,9 @@ def test_the_monitor_tells_a_fall_after_the_reward_once(caplog):
     kept = CollapseMonitor()
     kept.load_state_dict(monitor.state_dict())
     assert kept.reference == monitor.reference
+
+
+@pytest.mark.parametrize("target", [0.0, -0.5, 1.5])
+def test_attention_that_no_softmax_reaches_is_refused_as_a_target(target):
+    with pytest.raises(InputError, match=rf"attention.target is {target}; give more than 0 and at most 1"):
+        AttentionLoss(target=target)
