@@ -19,6 +19,7 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ ENDS = {"nowhere": "nowhere", "everywhere": "subjects"}  # while learning, and w
 PLACES_OF = {2: (0, 3), 3: (0, 3, 1)}
 FIGURES = ("in_frac", "leak", "out", "in_mean", "iou", "masked_loss", "margin", "positive", "own", "cosine")
 WORDS = ("base_both", "base_color", "base_shape")
+SHORT = ("in_frac", "leak", "margin", "positive", "base_both")  # for each scene
+Figures = dict[str, dict[str, list[float]]]  # of each mode: mean and standard error
 
 
 def main() -> None:
@@ -116,12 +119,16 @@ def main() -> None:
             row = done[key]
             print(f"{number}/{len(jobs)} {key}: in_frac {row['in_frac']:.3f} leak {row['leak']:.3f} "
                   f"margin {row['margin']:.3f} {row['seconds']:.0f} s", flush=True)  # fmt: skip
-    table = {mode: summary([done[f"{m}/{s}/{k}"] for m, s, k in jobs if m == mode]) for mode in args.modes}
+    rows = {job: done["/".join(map(str, job))] for job in jobs}
+    table = {mode: summary([row for (m, _, _), row in rows.items() if m == mode]) for mode in args.modes}
+    by_scene = {
+        scene: {m: summary([rows[m, scene, k] for k in range(args.seeds)]) for m in args.modes} for scene in args.scenes
+    }
     if args.json:
         options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        print(json.dumps({"options": options, "base": done["base"], "modes": table}))
+        print(json.dumps({"options": options, "base": done["base"], "modes": table, "scenes": by_scene}))
     else:
-        show(table, done["base"])
+        show(table, by_scene, done["base"])
 
 
 def scene_folder(args: argparse.Namespace, scene: str) -> Path:
@@ -284,14 +291,25 @@ def summary(rows: list[dict[str, float]]) -> dict[str, list[float]]:
             for n, v in values.items()}  # fmt: skip
 
 
-def show(table: dict[str, dict[str, list[float]]], base: dict[str, float]) -> None:
-    """Print mean ± standard error."""
+def show(table: Figures, by_scene: dict[str, Figures], base: dict[str, float]) -> None:
+    """Print mean ± standard error over all runs, then for each scene."""
     names = [n for n in next(iter(table.values())) if n != "seconds"]
     grid = Table("mode", *names)
     grid.add_row("before", *(f"{base[n]:.3f}" if n in base else "" for n in names))
     for mode, figures in table.items():
-        grid.add_row(mode, *(f"{figures[n][0]:.3f}±{figures[n][1]:.3f}" for n in names))
+        grid.add_row(mode, *cells(figures, names))
     Console(width=200).print(grid)
+    names = [n for n in SHORT if n in names]
+    grid = Table("scene", "mode", *names)
+    for scene, modes in by_scene.items():
+        for mode, figures in modes.items():
+            grid.add_row(scene, mode, *cells(figures, names))
+    Console(width=200).print(grid)
+
+
+def cells(figures: dict[str, list[float]], names: Iterable[str]) -> list[str]:
+    """Mean ± standard error, as text."""
+    return [f"{figures[n][0]:.3f}±{figures[n][1]:.3f}" for n in names]
 
 
 if __name__ == "__main__":
