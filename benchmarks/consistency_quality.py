@@ -43,6 +43,9 @@ def main() -> None:
         "--tune", nargs="+", type=float, help="instead: FID of 2 steps with each of these middle levels, on val"
     )
     parser.add_argument(
+        "--levels", nargs="+", type=levels, help="instead: the same of these noise levels, such as 70 80,0.75, on val"
+    )
+    parser.add_argument(
         "--grid", type=Path, help="also write a picture: a row of real ones, then one a model and steps"
     )
     parser.add_argument("--report", type=Path, help="also write an HTML page")
@@ -54,9 +57,14 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
 
 
+def levels(text: str) -> list[float]:
+    """Noise levels of one argument, in falling order."""
+    return [float(part) for part in text.split(",")]
+
+
 def run(args: argparse.Namespace) -> None:
     """Measure and print."""
-    if args.tune:
+    if args.tune or args.levels:
         args.split = "val"
     models = {}
     for given in args.model:
@@ -126,6 +134,10 @@ def plan(
         elif args.tune:
             top = pipeline.noise_range.sigma_max
             runs += [(f"{name}, middle {s:g}", pipeline, {"sigmas": [top, s]}) for s in args.tune]
+        elif args.levels:
+            runs += [
+                (f"{name}, {', '.join(f'{s:g}' for s in given)}", pipeline, {"sigmas": given}) for given in args.levels
+            ]
         else:
             runs += [(f"{name}, {n} step{'s' * (n > 1)}", pipeline, {"num_inference_steps": n}) for n in args.steps]
     return runs

@@ -49,6 +49,13 @@ def test_middle_levels_are_chosen_on_val(run, models):
     ]
 
 
+def test_levels_are_compared_on_val(run, models):
+    found = run("--model", f"cd={models / 'cd'}", "--levels", "70", "80,0.75", "--n", 20)
+    assert found["settings"]["split"] == "val"
+    assert list(found["scores"])[2:] == ["cd, 70", "cd, 80, 0.75"]
+    assert found["scores"]["cd, 70"]["fid"] != found["scores"]["cd, 80, 0.75"]["fid"]
+
+
 def test_too_few_pictures_is_one_line(run, models, tmp_path):
     with pytest.raises(SystemExit) as end:
         run("--model", models / "cd", "--data", tmp_path)
