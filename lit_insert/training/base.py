@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from lit_insert.training import parameters
 from lit_insert.training.parameters import frozen as frozen
 from lit_insert.training.watch import LossWatch
 
+log = logging.getLogger(__name__)
 HEADER = "lit_insert"  # key of what a checkpoint says about itself
 _OMITTED = object()
 
@@ -161,6 +163,9 @@ class BaseModule(pl.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Bring what trains to float32 if it came in half and the run is not wholly in half."""
+        slow = str(self.trainer.precision).startswith("bf16") and emulates_bf16(self.trainer.strategy.root_device)
+        if stage == "fit" and slow and self.trainer.is_global_zero:
+            log.warning("this CPU emulates bfloat16, many times slower; give --trainer.precision 32-true")
         if self.trainer.precision not in ("bf16-true", "16-true"):
             for p in parameters.trainable(self).values():
                 if p.dtype in (torch.bfloat16, torch.float16):
@@ -253,6 +258,12 @@ class BaseModule(pl.LightningModule, ABC):
         """
         if self._trainer is None or not sharded(self.trainer.strategy):
             parameters.check_state(checkpoint["state_dict"], self, "the checkpoint")
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether a device is a CPU without instructions that oneDNN can compute bfloat16 with."""
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and not fast
 
 
 def sharded(strategy: Any) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 from toy import ToyData, ToyModule
 
 from lit_insert.errors import InputError
+from lit_insert.training import base
 from lit_insert.training.base import BaseModule, batch_length, frozen
 
 
@@ -99,6 +100,19 @@ def test_trainables_are_float32_under_mixed_precision(tmp_path):
     model.net.to(torch.bfloat16)
     fit(tmp_path, model=model, precision="bf16-mixed", max_steps=2)
     assert {p.dtype for p in model.net.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_precision_that_this_cpu_emulates_is_warned_of(tmp_path, monkeypatch, caplog, emulated, precision):
+    monkeypatch.setattr(base, "emulates_bf16", lambda device: emulated and device.type == "cpu")
+    fit(tmp_path, precision=precision, max_steps=1)
+    assert ("--trainer.precision 32-true" in caplog.text) == (emulated and precision == "bf16-mixed")
+
+
+def test_only_cpus_emulate():
+    assert base.emulates_bf16(torch.device("cpu")) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert not base.emulates_bf16(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("algorithm", [None, "value"])
