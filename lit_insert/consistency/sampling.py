@@ -1,5 +1,6 @@
 """Multistep sampling of a consistency model, as a pure function."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -116,3 +117,32 @@ def sigmas_at(indices: Sequence[int], levels: NoiseRange, grid: int = GRID) -> l
         raise InputError(f"indices must rise from the largest noise level on, but are {list(indices)}")
     falling = levels.sigmas(grid).flip(0)
     return [float(falling[i]) for i in indices]
+
+
+def sigmas_below(
+    begin: float | None, steps: int, levels: NoiseRange, grid: int = GRID, *, at_most: bool = False
+) -> list[float]:
+    """Levels of an edit: so many of the grid, evenly spaced from the one nearest to ``begin`` down to the clean end.
+
+    A distilled model has learnt f on its grid alone, so an edit keeps to it.
+
+    Args:
+        begin: Where to start; None for the largest level.
+        steps: How many; the clean end is not one of them.
+        levels: The model's range.
+        grid: Number of levels.
+        at_most: Where the grid has fewer levels from there down, take those.
+
+    Raises:
+        InputError: If ``steps`` is below 1, or the grid has fewer levels from there down.
+    """
+    rising = levels.sigmas(grid)
+    first = grid - 1
+    if begin is not None:
+        place = rising ** (1 / levels.rho) - begin ** (1 / levels.rho)
+        first = max(1, int(place.abs().argmin()))
+    steps = min(steps, first) if at_most else steps
+    if not 1 <= steps <= first:
+        start = f"{float(rising[first]):g}"
+        raise InputError(f"num_inference_steps is {steps}; give 1 to {first} from noise level {start} down")
+    return [float(rising[math.floor(first * (steps - i) / steps + 0.5)]) for i in range(steps)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_insert.consistency import editing
 from lit_insert.consistency.generators import Generators, per_image
 from lit_insert.consistency.photos import Square, around, as_masks, whole
-from lit_insert.consistency.sampling import check_sigmas, standard_normal
+from lit_insert.consistency.sampling import check_sigmas, sigmas_below, standard_normal
 from lit_insert.errors import InputError
 from lit_insert.images import Picture, as_pictures, to_tensor
 
@@ -134,10 +134,10 @@ def edit_levels(
     steps: tuple[int | None, Sequence[float] | None, Sequence[int] | None],
     options: EditOptions,
 ) -> list[float]:
-    """Noise levels of a task: those given, or a Karras spacing from its first level down, without the clean end.
+    """Noise levels of a task: those given, or `sigmas_below` its first level.
 
     Raises:
-        InputError: If the first level is outside the model's, or the number of steps below 1.
+        InputError: If the first level is outside the model's, or it has not so many steps from there.
     """
     count, sigmas, ts = steps
     known = pipe.noise_range
@@ -150,11 +150,8 @@ def edit_levels(
         begin = SURROUND_START
     if options.sigma_start is not None:
         begin = check_sigmas([options.sigma_start], known)[0]
-    count = own_steps if count is None else count
-    if count < 1:
-        raise InputError(f"num_inference_steps is {count}; give 1 or more")
-    span = known if begin is None else dataclasses.replace(known, sigma_max=min(begin, known.sigma_max))
-    return span.sigmas(count + 1).flip(0)[:-1].tolist()
+    grid = pipe.scheduler.config["num_train_timesteps"]
+    return sigmas_below(begin, own_steps if count is None else count, known, grid, at_most=count is None)
 
 
 @dataclasses.dataclass(frozen=True)

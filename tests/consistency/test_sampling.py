@@ -5,7 +5,15 @@ from tiny import gaussian_consistency, seeded, unet
 
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import consistency_function
-from lit_insert.consistency.sampling import check_sigmas, guided, multistep, sigmas_at, sigmas_for, standard_normal
+from lit_insert.consistency.sampling import (
+    check_sigmas,
+    guided,
+    multistep,
+    sigmas_at,
+    sigmas_below,
+    sigmas_for,
+    standard_normal,
+)
 from lit_insert.errors import InputError
 
 NOISE = NoiseRange()
@@ -74,11 +82,30 @@ def test_a_picture_depends_on_its_own_generator_only():
         lambda: sigmas_at([22, 0], NOISE),
         lambda: sigmas_for(0, NOISE),
         lambda: sigmas_for(41, NOISE),
+        lambda: sigmas_below(None, 0, NOISE),
+        lambda: sigmas_below(None, 40, NOISE),
+        lambda: sigmas_below(0.2, 4, NOISE, 12),
     ],
 )
 def test_levels_out_of_range_are_refused(call):
     with pytest.raises(InputError):
         call()
+
+
+@pytest.mark.parametrize("grid", [12, 18, 40])
+@pytest.mark.parametrize("begin", [None, 6.0, 0.2, 0.003])
+def test_edits_keep_to_the_levels_that_were_learnt(grid, begin):
+    learnt = [float(s) for s in NOISE.sigmas(grid)]
+    root = [s ** (1 / 7) for s in learnt]
+    nearest = min(range(1, grid), key=lambda i: abs(root[i] - (80 if begin is None else begin) ** (1 / 7)))
+    for steps in range(1, nearest + 1):
+        found = sigmas_below(begin, steps, NOISE, grid)
+        assert found == sorted(set(found), reverse=True)
+        assert len(found) == steps
+        assert set(found) <= set(learnt[1:])
+        assert found[0] == learnt[nearest]
+    assert sigmas_below(begin, nearest, NOISE, grid) == learnt[nearest:0:-1]
+    assert sigmas_below(begin, grid, NOISE, grid, at_most=True) == learnt[nearest:0:-1]
 
 
 def test_guidance_goes_beyond_the_condition():
