@@ -37,13 +37,13 @@ def load_start(source: str | Path) -> Start:
     """The generator that a name stands for.
 
     Args:
-        source: A run, ``.ckpt``, exported folder, folder of a diffusers UNet2DModel (taken for a diffusion model), or
-            hub id.
+        source: A run, ``.ckpt``, exported folder, folder of a diffusers UNet2DModel (taken for a diffusion model), hub
+            id, "pocket" (the few-step generator) or "pocket:generate_teacher" (the diffusion model).
 
     Raises:
         InputError: If there is none, or it is broken; names the source.
     """
-    found = resolve_model(source)
+    found = resolve_model(source, "generate")
     if found.kind == "checkpoint":
         return _from_checkpoint(found.path)
     if found.kind == "folder" and not (found.path / INDEX).is_file():

@@ -70,6 +70,7 @@ def teacher(tmp_path_factory):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_pocket(teacher, tmp_path, objective):
     swap = {"cd": f"--model.teacher={teacher}", "ect": f"--model.init={teacher}"}
+    assert read(f"{objective}_pocket")["trainer"].get("precision", "32-true") == "32-true"  # many CPUs emulate bf16
     network = f"--model.network={TINY} norm_groups: 4, resblock_updown: false}}"
     out = tmp_path / "run"
     main([
@@ -81,3 +82,9 @@ def test_pocket(teacher, tmp_path, objective):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(batch_size=2, generator=torch.Generator().manual_seed(0), output_type="np").images
     assert images.shape == (2, 8, 8, 3)
+
+
+def test_distilling_what_ships_needs_nothing_else(tmp_path):
+    out = tmp_path / "run"
+    main(["fit", f"--config={CONFIGS / 'cd_pocket.yaml'}", f"--out={out}", *QUICK, "--trainer.max_steps=1"])
+    assert ConsistencyModelPipeline.from_pretrained(out / "export").scheduler.config["num_train_timesteps"] == 12

@@ -45,3 +45,8 @@ def test_other_checkpoints_are_refused(tmp_path):
         load_start(tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="nowhere"):
         load_start(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pocket", "consistency"), ("pocket:generate_teacher", "edm")])
+def test_the_models_of_the_package(name, kind):
+    assert load_start(name).facts.kind == kind

@@ -25,7 +25,10 @@ from lit_insert.pocket.module import AutoencoderModule, JudgeModule, ReferenceMo
 LIMIT = 8e6
 
 
-@pytest.mark.parametrize("name", ["insert", "judge", "mask", "generate", "segment", "fusion", "text"])
+NAMES = ("insert", "judge", "mask", "generate", "generate_teacher", "segment", "fusion", "text")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_models_are_small_and_have_a_card(name):
     folder = pocket.path(name)
     weights = list(folder.rglob("*.safetensors"))
@@ -51,6 +54,19 @@ def test_the_generator_is_diffusers_own_and_makes_scenes():
     for steps in (1, 2):
         samples = torch.stack(ours(48, steps, seed=0, output_type="pt").images) * 2 - 1
         assert sliced_wasserstein(samples, real) < 0.4 * sliced_wasserstein(noisy, real)
+
+
+def test_the_generator_has_its_teacher_with_it():
+    teacher = ConsistencyPipeline.from_pretrained("pocket:generate_teacher")
+    student = ConsistencyPipeline.from_pretrained("pocket:generate")
+    assert (teacher.is_teacher, student.is_teacher) == (True, False)
+    assert {k: v.shape for k, v in teacher.unet.state_dict().items()} == {
+        k: v.shape for k, v in student.unet.state_dict().items()
+    }
+    real = SceneImages("test", count=24).draw(range(24), 32)[0] / 127.5 - 1
+    noisy = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    samples = torch.stack(teacher(24, 10, seed=0, output_type="pt").images) * 2 - 1
+    assert sliced_wasserstein(samples, real) < 0.4 * sliced_wasserstein(noisy, real)
 
 
 def test_the_fusion_model_adds_a_thing_and_leaves_the_rest():
