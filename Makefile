@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m lit_insert.cli.demo --out runs/demo
 
 test: $(VENV)/.ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --timeout 1800
