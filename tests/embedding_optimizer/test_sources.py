@@ -82,7 +82,7 @@ def checkpoint_of(exported, path, tuning, ema):
     trained = {}
     with torch.no_grad():
         for name in parts.tuned:
-            trained[f"unet.{name}"] = parts.unet.get_parameter(name).normal_(generator=seeded(1))
+            trained[f"unet.{name}"] = parts.unet.get_parameter(name).normal_(std=0.2, generator=seeded(1))
         for name, value in parts.embedding_optimizer.named_parameters():
             trained[f"embedding_optimizer.{name}"] = value.normal_(generator=seeded(2))
     state = {k: v.detach().clone() for k, v in trained.items()}
