@@ -20,7 +20,7 @@ from lit_insert.errors import InputError
 from lit_insert.images import to_pil, to_tensor
 from lit_insert.replace.fills import FillRequest
 
-PICTURE_START = 0.2  # noise level at which a reference keeps its shape and loses its edges
+PICTURE_START = 0.1  # near the noise level at which a reference keeps its shape and loses its edges
 
 
 class ConsistencyFill:
