@@ -80,7 +80,7 @@ class Arm:
         return self.clock()
 
 
-def our_loss(objective: str, schedule: PairSchedule, every_row: bool) -> Loss:
+def our_loss(objective: str, schedule: PairSchedule, fewest_rows: int) -> Loss:
     """The objective as `ConsistencyModule` computes it."""
     distance = {"ict": pseudo_huber, "ect": lambda a, b: pseudo_huber(a, b, 0.0)}[objective]
 
@@ -99,7 +99,7 @@ def our_loss(objective: str, schedule: PairSchedule, every_row: bool) -> Loss:
             distance=distance,
             clean=images if objective == "ect" else None,
             floor=NOISE.sigma_min,
-            every_row=every_row,
+            fewest_rows=fewest_rows,
         )
         return (pairs.weight * distances).mean()
 
@@ -117,7 +117,7 @@ def arms(args: argparse.Namespace, device: torch.device) -> dict[str, Arm]:
         unet.compile()
     given = {"ict": {"s0": 10, "s1": args.s1}, "ect": {"stages": args.stages}}[args.objective]
     schedule = PairSchedule(total_steps=args.steps, **given).filled(args.objective)
-    loss = our_loss(args.objective, schedule, args.compile)
+    loss = our_loss(args.objective, schedule, 2 if args.compile else 1)
     sides = {"ours": Arm(unet, loss, lambda net: consistency_function(net, NOISE), args, args.bf16 is not None)}
     if args.peer is not None:
         peer = load_peer(args.peer, original, steps=args.steps, s1=args.s1, stages=args.stages)

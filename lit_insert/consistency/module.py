@@ -268,8 +268,9 @@ class ConsistencyModule(GeneratorModule):
             label=label,
             clean=image if self.objective == "ect" else None,
             floor=self.noise.sigma_min,
-            # Sharded weights are gathered by all ranks together; a compiled network would compile for every new shape.
-            every_row=self.compiles or (self._trainer is not None and sharded(self.trainer.strategy)),
+            # Sharded weights are gathered by all ranks together.
+            every_row=self._trainer is not None and sharded(self.trainer.strategy),
+            fewest_rows=2 if self.compiles else 1,
         )
         losses = {"loss": (pairs.weight * distances).mean()}
         if self.training:

@@ -46,6 +46,7 @@ def consistency_loss(
     clean: Tensor | None = None,
     floor: float = 0.0,
     every_row: bool = False,
+    fewest_rows: int = 1,
 ) -> Tensor:
     """d(f(x_high, σ), f⁻(x_low, lower)) of each sample; no gradient through f⁻, and both see the same dropout.
 
@@ -64,7 +65,9 @@ def consistency_loss(
         label: Classes, (B,).
         clean: Pictures without noise; they are the target wherever ``lower`` is below ``floor``.
         floor: σ_min, where f is the identity and below which it is not defined; 0 for functions without one.
-        every_row: Let the network see all rows always: where every rank must run it, or shapes must not change.
+        every_row: Let the network see all rows always, where every rank must run it.
+        fewest_rows: Let it see at least so many, if any. torch.compile follows a changing number of rows with one
+            graph, but compiles another for a single row; 2 spares that.
 
     Returns:
         (B,).
@@ -74,14 +77,17 @@ def consistency_loss(
     with torch.no_grad():
         unknown = lower > floor
         wanted = x_low if clean is None else torch.where((lower < floor)[:, None, None, None], clean, x_low)
-        rows = None if every_row else unknown.nonzero().flatten()
-        if rows is None or (len(rows) and randomness.drawn()):
+        count, at_floor = int(unknown.sum()), lower.clamp(min=floor)
+        if every_row or (count and randomness.drawn()):
             randomness.restore()
-            seen = target(x_low, lower.clamp(min=floor), label)
-            wanted = torch.where(unknown[:, None, None, None], seen, wanted)
-        elif len(rows):
-            seen = target(x_low[rows], lower[rows], label if label is None else label[rows])
-            wanted = wanted.index_copy(0, rows, seen)
+            seen = target(x_low, at_floor, label)
+        elif count:
+            rows = unknown.argsort(descending=True, stable=True)[: max(count, fewest_rows)]
+            part = target(x_low[rows], at_floor[rows], label if label is None else label[rows])
+            seen = wanted.index_copy(0, rows, part)
+        else:
+            seen = wanted
+        wanted = torch.where(unknown[:, None, None, None], seen, wanted)
     return distance(made, wanted)
 
 

@@ -150,5 +150,41 @@ def test_rows_whose_target_is_known_are_not_evaluated_and_nothing_changes(clean,
     assert torch.equal(state, all_state)
 
 
+@pytest.mark.parametrize("fewest_rows", [1, 2, 3, 9])
+def test_rows_evaluated_for_their_number_alone_change_nothing(fewest_rows):
+    lower = [0.0, 1.0, 0.0, 0.0]
+    loss, grads, seen, _ = trained(lower, clean=True, fewest_rows=fewest_rows)
+    every, all_grads, _, _ = trained(lower, clean=True, every_row=True)
+    assert seen == [min(fewest_rows, 4)]
+    torch.testing.assert_close(loss, every, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grads, all_grads, rtol=1e-5, atol=1e-6)
+    assert trained([0.0] * 4, clean=True, fewest_rows=fewest_rows)[2] == []
+
+
+def test_a_changing_number_of_rows_is_compiled_once():
+    graphs = []
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    net.compile(backend=backend)
+    for unknown in (5, 3, 1, 8, 2, 1, 7):
+        x = torch.randn(8, 3, 8, 8)
+        loss = consistency_loss(
+            lambda x, sigma, label: net(x),
+            lambda x, sigma, label: net(x),
+            x_high=x + 1,
+            sigma=torch.ones(8),
+            x_low=x,
+            lower=(torch.arange(8) < unknown).float(),
+            distance=l2,
+            fewest_rows=2,
+        )
+        loss.sum().backward()
+    assert len(graphs) == 2  # one that trains, one that does not
+
+
 def test_without_a_floor_every_row_is_evaluated():
     assert trained([0.002, 0.5], floor=0.0)[2] == [2]
