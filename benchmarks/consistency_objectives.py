@@ -109,9 +109,9 @@ def result_of(args: argparse.Namespace, name: str) -> dict[str, Any] | None:
     return found
 
 
-def model_of(args: argparse.Namespace, name: str) -> Path:
+def model_of(args: argparse.Namespace, name: str) -> Path | str:
     """The model of an arm: its run, or the given teacher."""
-    return Path(args.teacher) if name == "edm" and args.teacher else args.work / name
+    return args.teacher if name == "edm" and args.teacher else args.work / name
 
 
 def train(args: argparse.Namespace, name: str) -> dict[str, Any]:
