@@ -13,19 +13,14 @@ from pathlib import Path
 import torch
 from consistency_peers import load_peer, objective_of
 from consistency_quality import pictures
+from consistency_throughput import NOISE, pair_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lit_insert.consistency.distances import pseudo_huber
-from lit_insert.consistency.edm import expand
-from lit_insert.consistency.karras import NoiseRange
-from lit_insert.consistency.network import build_unet, consistency_function
-from lit_insert.consistency.objective import consistency_loss, shared_noise_point
+from lit_insert.consistency.network import build_unet
 from lit_insert.consistency.pairs import PairSchedule
 from lit_insert.errors import InputError
-
-NOISE = NoiseRange()
 
 
 def main() -> None:
@@ -62,12 +57,13 @@ def run(args: argparse.Namespace) -> None:
     schedule = PairSchedule(total_steps=args.stages, stages=args.stages).filled("ect")
     rows = []
     for stage in range(args.stages):
-        torch.manual_seed(stage)
+        torch.manual_seed(args.seed + stage)
         theirs = peer.loss(peer.net, images, stage)
         their_gradient = gradient(theirs, unet)
-        torch.manual_seed(stage)  # their order: levels, then noise
+        torch.manual_seed(args.seed + stage)  # their order: levels, then noise
         normal, noise = torch.randn(args.n, 1, 1, 1).flatten(), torch.randn_like(images)
-        ours = our_loss(unet, images, noise, normal, schedule, stage)
+        pairs = schedule.draw("ect", stage, torch.zeros_like(normal), normal, NOISE)
+        ours = pair_loss(unet, images, noise, pairs, "ect")
         our_gradient = gradient(ours, unet)
         rows.append({
             "stage": stage + 1,
@@ -82,26 +78,6 @@ def run(args: argparse.Namespace) -> None:
     Console().print(table)
     if args.json:
         print(json.dumps({"benchmark": "consistency_agreement", "rows": rows}))
-
-
-def our_loss(
-    unet: nn.Module, images: Tensor, noise: Tensor, normal: Tensor, schedule: PairSchedule, step: int
-) -> Tensor:
-    """Ours, from given random numbers."""
-    pairs = schedule.draw("ect", step, torch.zeros_like(normal), normal, NOISE)
-    f = consistency_function(unet, NOISE)
-    distances = consistency_loss(
-        f,
-        f,
-        x_high=images + expand(pairs.sigma, images) * noise,
-        sigma=pairs.sigma,
-        x_low=shared_noise_point(images, noise, pairs.lower),
-        lower=pairs.lower,
-        distance=lambda a, b: pseudo_huber(a, b, 0.0),
-        clean=images,
-        floor=NOISE.sigma_min,
-    )
-    return (pairs.weight * distances).mean()
 
 
 def gradient(loss: Tensor, net: nn.Module) -> Tensor:

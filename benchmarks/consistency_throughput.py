@@ -37,7 +37,7 @@ from lit_insert.consistency.edm import Denoiser, expand
 from lit_insert.consistency.karras import NoiseRange
 from lit_insert.consistency.network import build_unet, consistency_function
 from lit_insert.consistency.objective import consistency_loss, shared_noise_point
-from lit_insert.consistency.pairs import PairSchedule
+from lit_insert.consistency.pairs import Pairs, PairSchedule
 from lit_insert.consistency.sampling import multistep
 from lit_insert.data.messi import MessiDataModule, ParquetImages, SceneImages
 from lit_insert.errors import InputError
@@ -82,28 +82,34 @@ class Arm:
 
 def our_loss(objective: str, schedule: PairSchedule, fewest_rows: int) -> Loss:
     """The objective as `ConsistencyModule` computes it."""
-    distance = {"ict": pseudo_huber, "ect": lambda a, b: pseudo_huber(a, b, 0.0)}[objective]
 
     def loss(net: nn.Module, images: Tensor, step: int) -> Tensor:
         noise = torch.randn_like(images)
         uniform, normal = (draw(len(images), device=images.device) for draw in (torch.rand, torch.randn))
         pairs = schedule.draw(objective, step, uniform, normal, NOISE)
-        f = consistency_function(net, NOISE)
-        distances = consistency_loss(
-            f,
-            f,
-            x_high=images + expand(pairs.sigma, images) * noise,
-            sigma=pairs.sigma,
-            x_low=shared_noise_point(images, noise, pairs.lower),
-            lower=pairs.lower,
-            distance=distance,
-            clean=images if objective == "ect" else None,
-            floor=NOISE.sigma_min,
-            fewest_rows=fewest_rows,
-        )
-        return (pairs.weight * distances).mean()
+        return pair_loss(net, images, noise, pairs, objective, fewest_rows)
 
     return loss
+
+
+def pair_loss(
+    net: nn.Module, images: Tensor, noise: Tensor, pairs: Pairs, objective: str, fewest_rows: int = 1
+) -> Tensor:
+    """The same from given random numbers."""
+    f = consistency_function(net, NOISE)
+    distances = consistency_loss(
+        f,
+        f,
+        x_high=images + expand(pairs.sigma, images) * noise,
+        sigma=pairs.sigma,
+        x_low=shared_noise_point(images, noise, pairs.lower),
+        lower=pairs.lower,
+        distance={"ict": pseudo_huber, "ect": lambda a, b: pseudo_huber(a, b, 0.0)}[objective],
+        clean=images if objective == "ect" else None,
+        floor=NOISE.sigma_min,
+        fewest_rows=fewest_rows,
+    )
+    return (pairs.weight * distances).mean()
 
 
 def arms(args: argparse.Namespace, device: torch.device) -> dict[str, Arm]:
